@@ -65,7 +65,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def read_config(self) -> dict[str, Any]:
-        """Return config.json in today's format. Raise `InvalidRun` when there is none or it cannot be read."""
+        """Return config.json in today's format. Raise `InvalidRun` when it cannot be read."""
         if not self.path.is_dir():
             got = "a file" if self.path.exists() else "nothing there"
             raise InvalidRun(f"run: expected the folder of a saved run at {self.path}, got {got}")
