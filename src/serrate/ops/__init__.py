@@ -1,0 +1,6 @@
+"""Kernels on tensors and offsets: one room per operation. Importing this loads torch and nothing else."""
+
+from . import attention
+from .select import implementations
+
+__all__ = ["attention", "implementations"]

@@ -1,0 +1,13 @@
+"""Exact softmax attention within the rows of a jagged batch."""
+
+from .. import select
+from . import cpu, reference, varlen
+from .api import Call, Mask, attention
+
+select.register("attention", [
+    select.Implementation("varlen", varlen.attention, varlen.unusable),
+    select.Implementation("cpu", cpu.attention, cpu.unusable),
+    select.Implementation("reference", reference.attention, reference.unusable),
+])
+
+__all__ = ["Call", "Mask", "attention"]
