@@ -1,0 +1,11 @@
+"""From an event log to batches: sources, preparation, histories, splits, token budgets."""
+
+from .batching import TokenBatches, history_batch, seen_items, shard, training_batch
+from .config import ColumnMapping, DataConfig, ItemTable, SplitConfig
+from .histories import Histories
+from .prepare import prepare
+from .split import Examples, Split, split
+from .vocabulary import Vocabulary
+
+__all__ = ["ColumnMapping", "DataConfig", "Examples", "Histories", "ItemTable", "Split", "SplitConfig", "TokenBatches",
+           "Vocabulary", "history_batch", "prepare", "seen_items", "shard", "split", "training_batch"]

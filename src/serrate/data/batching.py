@@ -1,0 +1,143 @@
+"""From examples to batches: packing by a budget of events, gathering without a loop over rows."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgument
+from ..jagged import EventBatch, JaggedTensor, offsets_from_lengths
+from .histories import Histories
+from .split import Examples
+
+
+class TokenBatches:
+    """Batches of at most so many events, the same for the same (seed, epoch), resumable at any batch.
+
+    An epoch is a permutation of the examples (their own order without `shuffle`), cut greedily: a batch takes
+    examples until the next one would exceed `tokens_per_batch`; an example longer than that is a batch of its own.
+    Every example is in exactly one batch of an epoch.
+
+    Args:
+        lengths: `(M,)` integers, the events that each example puts into a batch (after truncation).
+        tokens_per_batch: the budget, at least 1.
+        seed: seed of the permutations, at least 0.
+        shuffle: whether to permute; False keeps the order of the examples.
+
+    Raises:
+        InvalidArgument: lengths of another shape or negative, a budget below 1, a negative seed.
+    """
+
+    def __init__(self, lengths: "np.ndarray | Tensor", tokens_per_batch: int, seed: int, shuffle: bool = True):
+        self.lengths = np.asarray(lengths)
+        if self.lengths.ndim != 1 or (self.lengths.size and self.lengths.min() < 0):
+            raise InvalidArgument("lengths", "shape (M,), none negative", f"shape {self.lengths.shape}")
+        if tokens_per_batch < 1:
+            raise InvalidArgument("tokens_per_batch", "at least 1", tokens_per_batch)
+        if seed < 0:
+            raise InvalidArgument("seed", "at least 0", seed)
+        self.tokens_per_batch = tokens_per_batch
+        self.seed = seed
+        self.shuffle = shuffle
+        self._plan = lru_cache(maxsize=1)(self._make_plan)
+
+    def num_batches(self, epoch: int) -> int:
+        """Return how many batches `epoch` has (it may differ between epochs)."""
+        return len(self._plan(epoch)[1]) - 1
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (batch number, indices of examples `(B,)` int64) of `epoch`, from batch number `start` on."""
+        order, cuts = self._plan(epoch)
+        for number in range(start, len(cuts) - 1):
+            yield number, order[cuts[number] : cuts[number + 1]]
+
+    def _make_plan(self, epoch: int) -> tuple[np.ndarray, list[int]]:
+        count = len(self.lengths)
+        order = np.arange(count)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(count)
+        ends = np.cumsum(self.lengths[order], dtype=np.int64)  # events up to and with each example
+        cuts = [0]
+        while cuts[-1] < count:
+            before = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
+            fitting = int(np.searchsorted(ends, before + self.tokens_per_batch, side="right"))
+            cuts.append(max(fitting, cuts[-1] + 1))
+        return order, cuts
+
+
+def shard(index: np.ndarray, lengths: "np.ndarray | Tensor", rank: int, world: int) -> np.ndarray:
+    """Return the contiguous part of a batch's `index` `(B,)` that belongs to `rank` of `world`, balanced by events.
+
+    The parts of all ranks together are `index`, in order; a part is empty when there are fewer rows than ranks.
+    `lengths` `(M,)` are those of all examples, as `TokenBatches` got them.
+    """
+    if not 0 <= rank < world:
+        raise InvalidArgument("rank", f"0 … {world - 1}", rank)
+    ends = np.concatenate([[0], np.cumsum(np.asarray(lengths)[index], dtype=np.int64)])
+    # a row goes to the rank in whose share of the events its middle lies; rows without events count a little
+    middles = (ends[:-1] + ends[1:]) / 2 + np.arange(len(index)) / max(len(index), 1) * 1e-6
+    first, last = (np.searchsorted(middles, ends[-1] * edge / world) for edge in (rank, rank + 1))
+    first, last = (0 if rank == 0 else first), (len(index) if rank == world - 1 else last)
+    return index[first:last]
+
+
+def training_batch(histories: Histories, examples: Examples, index: "np.ndarray | Tensor",
+                   max_length: int | None) -> EventBatch:
+    """Gather the examples `index` `(B,)` for next-event training.
+
+    A history of n events gives n - 1 of them: `item` is every event but the newest, `target` (int64) the event after
+    each; the newest `max_length` are kept (None: all). Fewer than two events give an empty row. `weight` (float32,
+    where the log has it) is that of the target; times and features are those of the input event.
+    """
+    rows, ends = _chosen(examples, index)
+    lengths = (ends - 1).clamp(0, max_length)
+    positions, offsets, longest = _newest(histories, rows, ends - 1, lengths)
+    events = _inputs(histories, positions, offsets, longest)
+    target = histories.fields["item"][positions + 1].long()
+    events["target"] = JaggedTensor.trusted(target, offsets, longest)
+    if "weight" in histories.fields:
+        events["weight"] = JaggedTensor.trusted(histories.fields["weight"][positions + 1], offsets, longest)
+    return EventBatch(events, {"user": rows})
+
+
+def history_batch(histories: Histories, examples: Examples, index: "np.ndarray | Tensor",
+                  max_length: int | None) -> EventBatch:
+    """Gather the examples `index` `(B,)` for scoring: the newest `max_length` events of each history (None: all).
+
+    Context: `user` `(B,)` int64 and `truth`, a `JaggedTensor` of the dense items to predict (int64), not truncated.
+    """
+    rows, ends = _chosen(examples, index)
+    positions, offsets, longest = _newest(histories, rows, ends, ends.clamp(0, max_length))
+    truth_ends = torch.from_numpy(examples.truth_ends)[torch.as_tensor(index)]
+    truth_at, truth_offsets, truth_longest = _newest(histories, rows, truth_ends, truth_ends - ends)
+    truth = JaggedTensor.trusted(histories.fields["item"][truth_at].long(), truth_offsets, truth_longest)
+    return EventBatch(_inputs(histories, positions, offsets, longest), {"user": rows, "truth": truth})
+
+
+def seen_items(histories: Histories, examples: Examples, index: "np.ndarray | Tensor") -> JaggedTensor:
+    """Return all items of the histories of `index` `(B,)`, not truncated, as dense ids (int64); repeats stay."""
+    rows, ends = _chosen(examples, index)
+    positions, offsets, longest = _newest(histories, rows, ends, ends)
+    return JaggedTensor.trusted(histories.fields["item"][positions].long(), offsets, longest)
+
+
+def _chosen(examples: Examples, index: "np.ndarray | Tensor") -> tuple[Tensor, Tensor]:
+    at = torch.as_tensor(index)
+    return torch.from_numpy(examples.rows)[at], torch.from_numpy(examples.ends)[at]
+
+
+def _newest(histories: Histories, rows: Tensor, ends: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Positions `(T,)` of the `lengths` events before event `ends` of each row, offsets `(B + 1,)`, the longest."""
+    offsets = offsets_from_lengths(lengths)
+    shift = histories.offsets[rows] + ends - lengths - offsets[:-1]
+    total = int(offsets[-1])
+    positions = torch.repeat_interleave(shift, lengths, output_size=total) + torch.arange(total)
+    return positions, offsets, int(lengths.max()) if len(lengths) else 0
+
+
+def _inputs(histories: Histories, positions: Tensor, offsets: Tensor, longest: int) -> dict[str, JaggedTensor]:
+    fields = {name: values[positions] for name, values in histories.fields.items() if name != "weight"}
+    fields["item"] = fields["item"].long()
+    return {name: JaggedTensor.trusted(values, offsets, longest) for name, values in fields.items()}

@@ -1,0 +1,84 @@
+"""How a log is read (`DataConfig`) and how its histories are divided (`SplitConfig`)."""
+
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from ..config import Config
+
+ColumnName = Annotated[str, StringConstraints(min_length=1)]
+RESERVED_FIELDS = frozenset({"user", "item", "time", "position", "weight", "target", "offsets", "truth"})
+
+
+class ColumnMapping(Config):
+    """Which column of the log is what.
+
+    One order column at most: `time` (integer, kept as it is; float, seconds; date or timestamp) or `position`
+    (any number, used for the order and not kept). With neither, the order of the file counts.
+    `weight` is how much an event counts as a training target (0: input only). `features` are numeric columns that
+    become jagged fields of the same name.
+    """
+
+    user: ColumnName = "user"
+    item: ColumnName = "item"
+    time: ColumnName | None = None
+    position: ColumnName | None = None
+    weight: ColumnName | None = None
+    features: tuple[ColumnName, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.user == self.item:
+            raise ValueError(f"user and item are the same column {self.user!r}")
+        if self.time is not None and self.position is not None:
+            raise ValueError("time and position are both given; exactly one column can give the order")
+        if len(set(self.features)) < len(self.features):
+            raise ValueError("features names a column twice")
+        for name in self.features:
+            if name in RESERVED_FIELDS:
+                raise ValueError(f"features: {name!r} is the name of a field of its own; rename the column")
+        return self
+
+
+class ItemTable(Config):
+    """A side table about items: `key` matches the log's item column, `id` replaces it as the raw id, `title` is kept."""
+
+    path: str
+    key: ColumnName
+    id: ColumnName | None = None
+    title: ColumnName | None = None
+
+
+class DataConfig(Config):
+    """How a log becomes histories. Order of work: filter, repeats, minimum counts."""
+
+    columns: ColumnMapping = ColumnMapping()
+    format: Literal["auto", "parquet", "csv", "json", "inter", "movielens"] = "auto"
+    filter: str | None = None  # an SQL condition over the columns of the log, such as rating >= 4
+    items: ItemTable | None = None
+    min_user_events: int = Field(1, ge=1)
+    min_item_events: int = Field(1, ge=1)
+    repeats: Literal["keep", "first", "last", "collapse"] = "keep"
+    memory_limit: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$")] = "2GB"
+    threads: int | None = Field(None, ge=1)
+
+
+class SplitConfig(Config):
+    """How histories are divided into training, validation and test.
+
+    `validation_from` and `test_from` serve the temporal split: a number between 0 and 1 is a quantile of the events'
+    times, any other number a time in the log's unit, a text an ISO date (only where times are microseconds).
+    """
+
+    kind: Literal["leave-last-two-out", "temporal"] = "leave-last-two-out"
+    validation_from: float | int | str = 0.8
+    test_from: float | int | str = 0.9
+    target: Literal["each", "first", "all"] = "each"
+
+    @field_validator("validation_from", "test_from")
+    @classmethod
+    def _readable(cls, value: float | int | str) -> float | int | str:
+        if isinstance(value, str):
+            datetime.fromisoformat(value)
+        return value
