@@ -61,8 +61,13 @@ class Transformer(nn.Module):
         return hidden.values[last] * (hidden.lengths > 0)[:, None]
 
     def score(self, batch: EventBatch) -> Tensor:
-        """`(B, V)` float32: the score of every item as the next event of each row."""
-        return (self.newest(batch) @ self.item_table().T).float()
+        """`(B, V)` float32: the score of every item as the next event of each row.
+
+        The product is float32 also under autocast: scores rounded to half precision would tie.
+        """
+        query = self.newest(batch).float()
+        with torch.autocast(query.device.type, enabled=False):
+            return query @ self.item_table().float().T
 
 
 def _initialise(module: nn.Module) -> None:

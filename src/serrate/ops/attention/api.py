@@ -38,7 +38,7 @@ def attention(
     v: Tensor,
     offsets: Tensor,
     *,
-    mask: Mask = Mask(),  # noqa: B008 - frozen
+    mask: Mask = Mask(),
     scale: float | None = None,
     longest: int | None = None,
     implementation: str | None = None,
@@ -69,12 +69,12 @@ def attention(
     Flash Attention", RecSys 2024 (arXiv 2409.15373).
     """
     _check(q, k, v, offsets)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
-    if not -math.inf < scale < math.inf:
+    factor: float = q.shape[2] ** -0.5 if scale is None else scale
+    if not -math.inf < factor < math.inf:
         raise InvalidArgument("scale", "a finite number", scale)
     call = Call(q.device, q.dtype, q.shape[2], v.shape[2], mask)
     choice = select.choose("attention", call, implementation)
-    return choice.implementation.compute(q, k, v, offsets, mask, scale, q.shape[0] if longest is None else longest)
+    return choice.implementation.compute(q, k, v, offsets, mask, factor, q.shape[0] if longest is None else longest)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:

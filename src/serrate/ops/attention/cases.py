@@ -8,6 +8,8 @@ from torch import Tensor
 from ...jagged import offsets_from_lengths
 from .api import Mask
 
+CAUSAL = Mask(causal=True)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -17,7 +19,7 @@ class Case:
     lengths: tuple[int, ...]
     heads: int = 2
     width: int = 8
-    mask: Mask = Mask(causal=True)
+    mask: Mask = CAUSAL
 
     def tensors(self, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0,
                 offsets_dtype: torch.dtype = torch.int64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
