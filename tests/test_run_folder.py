@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serrate import run_folder
-from serrate.errors import InvalidRun
+from serrate.errors import InvalidRun, NotWritable
 from serrate.run_folder import FORMAT_VERSION, RunFolder
 
 
@@ -182,6 +182,19 @@ def test_a_long_torn_line_is_cut_whole(run: RunFolder, before: bytes, size: int)
 def test_a_damaged_line_in_the_middle_is_named(run: RunFolder):
     run.log_path.write_bytes(b'{"event": "start"}\n{"eve\n{"event": "end"}\n')
     assert f"{run.log_path} line 2" in refusal(lambda: list(run.read_log()))
+
+
+def test_a_log_that_cannot_be_written_is_one_line(run: RunFolder):
+    run.log_path.mkdir()
+    with pytest.raises(NotWritable, match=r"cannot write .*log\.jsonl"):
+        run.append_log({"event": "start"})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(run: RunFolder):
+    run.log_path.symlink_to("/dev/full")
+    with pytest.raises(NotWritable, match="No space left"):
+        run.append_log({"event": "start"})
 
 
 def test_a_path_like_object_is_taken(run: RunFolder):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidRun
+from .errors import InvalidRun, NotWritable
 from .files import write_json
 
 FORMAT_VERSION = 1
@@ -102,12 +102,18 @@ class RunFolder:
             raise InvalidRun(f"run: cannot read {self.log_path} ({error.strerror})") from None
 
     def append_log(self, record: Mapping[str, Any]) -> None:
-        """Add one record to log.jsonl; a torn last line is removed first. NaN and infinity become null."""
+        """Add one record to log.jsonl; a torn last line is removed first. NaN and infinity become null.
+
+        Raise `NotWritable` when the disk is full or forbids it.
+        """
         line = json.dumps(_strict(record), allow_nan=False, ensure_ascii=False) + "\n"
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("ab+") as file:
-            _cut_torn_line(file)
-            file.write(line.encode())
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.log_path.open("ab+") as file:
+                _cut_torn_line(file)
+                file.write(line.encode())
+        except OSError as error:
+            raise NotWritable(f"run: cannot write {self.log_path} ({error.strerror})") from None
 
     def _in_todays_format(self, values: dict[str, Any]) -> dict[str, Any]:
         version = values.get("format_version")
@@ -161,7 +167,7 @@ def _strict(value: Any) -> Any:
 
 def _cut_torn_line(file: Any) -> None:
     """Cut what follows the last line end of a file open for appending (nothing, as a rule)."""
-    end = file.seek(0, os.SEEK_END)
+    size = end = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - 4096)
         file.seek(start)
@@ -170,5 +176,6 @@ def _cut_torn_line(file: Any) -> None:
             end = start + at + 1
             break
         end = start
-    file.truncate(end)
+    if end < size:
+        file.truncate(end)
     file.seek(0, os.SEEK_END)
