@@ -5,7 +5,11 @@ from .config import ColumnMapping, DataConfig, ItemTable, SplitConfig
 from .histories import Histories
 from .prepare import prepare
 from .split import Examples, Split, split
+from .synthetic import synthesize
 from .vocabulary import Vocabulary
 
-__all__ = ["ColumnMapping", "DataConfig", "Examples", "Histories", "ItemTable", "Split", "SplitConfig", "TokenBatches",
-           "Vocabulary", "history_batch", "prepare", "seen_items", "shard", "split", "training_batch"]
+__all__ = [
+    "ColumnMapping", "DataConfig", "Examples", "Histories", "ItemTable", "Split", "SplitConfig",
+    "TokenBatches", "Vocabulary", "history_batch", "prepare", "seen_items", "shard", "split",
+    "synthesize", "training_batch",
+]

@@ -17,7 +17,7 @@ class TokenBatches:
     """Batches of at most so many events, the same for the same (seed, epoch), resumable at any batch.
 
     An epoch is a permutation of the examples (their own order without `shuffle`), cut greedily: a batch takes
-    examples until the next one would exceed `tokens_per_batch`; an example longer than that is a batch of its own.
+    examples until the next one would exceed `tokens_per_batch`; a longer example is a batch of its own.
     Every example is in exactly one batch of an epoch.
 
     Args:
@@ -30,7 +30,7 @@ class TokenBatches:
         InvalidArgument: lengths of another shape or negative, a budget below 1, a negative seed.
     """
 
-    def __init__(self, lengths: "np.ndarray | Tensor", tokens_per_batch: int, seed: int, shuffle: bool = True):
+    def __init__(self, lengths: np.ndarray | Tensor, tokens_per_batch: int, seed: int, shuffle: bool = True):
         self.lengths = np.asarray(lengths)
         if self.lengths.ndim != 1 or (self.lengths.size and self.lengths.min() < 0):
             raise InvalidArgument("lengths", "shape (M,), none negative", f"shape {self.lengths.shape}")
@@ -67,10 +67,10 @@ class TokenBatches:
         return order, cuts
 
 
-def shard(index: np.ndarray, lengths: "np.ndarray | Tensor", rank: int, world: int) -> np.ndarray:
-    """Return the contiguous part of a batch's `index` `(B,)` that belongs to `rank` of `world`, balanced by events.
+def shard(index: np.ndarray, lengths: np.ndarray | Tensor, rank: int, world: int) -> np.ndarray:
+    """Return the contiguous part of a batch's `index` `(B,)` for `rank` of `world`, balanced by events.
 
-    The parts of all ranks together are `index`, in order; a part is empty when there are fewer rows than ranks.
+    The parts of all ranks together are `index`, in order; with fewer rows than ranks some parts are empty.
     `lengths` `(M,)` are those of all examples, as `TokenBatches` got them.
     """
     if not 0 <= rank < world:
@@ -83,13 +83,13 @@ def shard(index: np.ndarray, lengths: "np.ndarray | Tensor", rank: int, world: i
     return index[first:last]
 
 
-def training_batch(histories: Histories, examples: Examples, index: "np.ndarray | Tensor",
+def training_batch(histories: Histories, examples: Examples, index: np.ndarray | Tensor,
                    max_length: int | None) -> EventBatch:
     """Gather the examples `index` `(B,)` for next-event training.
 
-    A history of n events gives n - 1 of them: `item` is every event but the newest, `target` (int64) the event after
-    each; the newest `max_length` are kept (None: all). Fewer than two events give an empty row. `weight` (float32,
-    where the log has it) is that of the target; times and features are those of the input event.
+    A history of n events gives n - 1 of them: `item` is every event but the newest, `target` (int64) the
+    event after each; the newest `max_length` are kept (None: all). Fewer than two events give an empty row.
+    `weight` (float32, where the log has it) is that of the target; times and features those of the input.
     """
     rows, ends = _chosen(examples, index)
     lengths = (ends - 1).clamp(0, max_length)
@@ -102,11 +102,11 @@ def training_batch(histories: Histories, examples: Examples, index: "np.ndarray 
     return EventBatch(events, {"user": rows})
 
 
-def history_batch(histories: Histories, examples: Examples, index: "np.ndarray | Tensor",
+def history_batch(histories: Histories, examples: Examples, index: np.ndarray | Tensor,
                   max_length: int | None) -> EventBatch:
-    """Gather the examples `index` `(B,)` for scoring: the newest `max_length` events of each history (None: all).
+    """Gather the examples `index` `(B,)` for scoring: the newest `max_length` events of each (None: all).
 
-    Context: `user` `(B,)` int64 and `truth`, a `JaggedTensor` of the dense items to predict (int64), not truncated.
+    Context: `user` `(B,)` int64 and `truth`, a `JaggedTensor` (int64) of all dense items to predict.
     """
     rows, ends = _chosen(examples, index)
     positions, offsets, longest = _newest(histories, rows, ends, ends.clamp(0, max_length))
@@ -116,20 +116,20 @@ def history_batch(histories: Histories, examples: Examples, index: "np.ndarray |
     return EventBatch(_inputs(histories, positions, offsets, longest), {"user": rows, "truth": truth})
 
 
-def seen_items(histories: Histories, examples: Examples, index: "np.ndarray | Tensor") -> JaggedTensor:
-    """Return all items of the histories of `index` `(B,)`, not truncated, as dense ids (int64); repeats stay."""
+def seen_items(histories: Histories, examples: Examples, index: np.ndarray | Tensor) -> JaggedTensor:
+    """Return all items of the histories of `index` `(B,)`, not truncated, dense ids (int64), repeats too."""
     rows, ends = _chosen(examples, index)
     positions, offsets, longest = _newest(histories, rows, ends, ends)
     return JaggedTensor.trusted(histories.fields["item"][positions].long(), offsets, longest)
 
 
-def _chosen(examples: Examples, index: "np.ndarray | Tensor") -> tuple[Tensor, Tensor]:
+def _chosen(examples: Examples, index: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
     at = torch.as_tensor(index)
     return torch.from_numpy(examples.rows)[at], torch.from_numpy(examples.ends)[at]
 
 
 def _newest(histories: Histories, rows: Tensor, ends: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Positions `(T,)` of the `lengths` events before event `ends` of each row, offsets `(B + 1,)`, the longest."""
+    """Positions `(T,)` of the `lengths` events before event `ends` of each row, their offsets, longest."""
     offsets = offsets_from_lengths(lengths)
     shift = histories.offsets[rows] + ends - lengths - offsets[:-1]
     total = int(offsets[-1])
@@ -137,7 +137,8 @@ def _newest(histories: Histories, rows: Tensor, ends: Tensor, lengths: Tensor) -
     return positions, offsets, int(lengths.max()) if len(lengths) else 0
 
 
-def _inputs(histories: Histories, positions: Tensor, offsets: Tensor, longest: int) -> dict[str, JaggedTensor]:
+def _inputs(histories: Histories, positions: Tensor, offsets: Tensor,
+            longest: int) -> dict[str, JaggedTensor]:
     fields = {name: values[positions] for name, values in histories.fields.items() if name != "weight"}
     fields["item"] = fields["item"].long()
     return {name: JaggedTensor.trusted(values, offsets, longest) for name, values in fields.items()}

@@ -16,8 +16,8 @@ class ColumnMapping(Config):
 
     One order column at most: `time` (integer, kept as it is; float, seconds; date or timestamp) or `position`
     (any number, used for the order and not kept). With neither, the order of the file counts.
-    `weight` is how much an event counts as a training target (0: input only). `features` are numeric columns that
-    become jagged fields of the same name.
+    `weight` is how much an event counts as a training target (0: input only). `features` are numeric columns
+    that become jagged fields of the same name.
     """
 
     user: ColumnName = "user"
@@ -42,7 +42,7 @@ class ColumnMapping(Config):
 
 
 class ItemTable(Config):
-    """A side table about items: `key` matches the log's item column, `id` replaces it as the raw id, `title` is kept."""
+    """A side table: `key` matches the log's item column, `id` replaces it, `title` is for reports."""
 
     path: str
     key: ColumnName
@@ -57,18 +57,18 @@ class DataConfig(Config):
     format: Literal["auto", "parquet", "csv", "json", "inter", "movielens"] = "auto"
     filter: str | None = None  # an SQL condition over the columns of the log, such as rating >= 4
     items: ItemTable | None = None
-    min_user_events: int = Field(1, ge=1)
-    min_item_events: int = Field(1, ge=1)
+    min_user_events: int = Field(default=1, ge=1)
+    min_item_events: int = Field(default=1, ge=1)
     repeats: Literal["keep", "first", "last", "collapse"] = "keep"
     memory_limit: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$")] = "2GB"
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
 
 
 class SplitConfig(Config):
     """How histories are divided into training, validation and test.
 
-    `validation_from` and `test_from` serve the temporal split: a number between 0 and 1 is a quantile of the events'
-    times, any other number a time in the log's unit, a text an ISO date (only where times are microseconds).
+    `validation_from` and `test_from` serve the temporal split: a number between 0 and 1 is a quantile of the
+    events' times, any other number a time in the log's unit, a text an ISO date (for times in microseconds).
     """
 
     kind: Literal["leave-last-two-out", "temporal"] = "leave-last-two-out"

@@ -34,7 +34,7 @@ class Histories:
     Attributes:
         path: the folder.
         offsets: `(num_users + 1,)` int64.
-        fields: name → `(num_events,)` tensor that shares the memory map: `item` int32; `time` int64 when the log has
+        fields: name → `(num_events,)` tensor over the memory map: `item` int32; `time` int64 when the log has
             times; `weight` float32; features int64 or float32. Treat them as read-only.
     """
 
@@ -43,21 +43,22 @@ class Histories:
         self.offsets = offsets
         self.fields = fields
         self._description = description
-        self._holder: tempfile.TemporaryDirectory[str] | None = None  # keeps a temporary folder as long as this lives
+        self._holder: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
         """Open a prepared folder.
 
         Raises:
-            InvalidData: no such folder, not a prepared data set, another format version, a part that is missing or
-                whose size or type disagrees with `dataset.json`.
+            InvalidData: no such folder, not a prepared data set, another format version, a part that is
+                missing or whose size or type disagrees with `dataset.json`.
         """
         path = Path(path)
         description = _read_description(path)
         try:
             users, events = int(description["num_users"]), int(description["num_events"])
-            declared = {name: (str(part["file"]), str(part["dtype"])) for name, part in description["fields"].items()}
+            parts = description["fields"].items()
+            declared = {name: (str(part["file"]), str(part["dtype"])) for name, part in parts}
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InvalidData(f"{path}: dataset.json is not complete; prepare the data set again") from None
         offsets = _open_array(path / "offsets.npy", users + 1, "int64")
@@ -71,6 +72,10 @@ class Histories:
             if not (path / part).is_file():
                 raise InvalidData(f"{path}: part {part} is missing; prepare the data set again")
         return cls(path, offsets, fields, description)
+
+    def keep(self, folder: "tempfile.TemporaryDirectory[str]") -> None:
+        """Hold a temporary folder for as long as these histories live."""
+        self._holder = folder
 
     @property
     def num_users(self) -> int:
@@ -94,12 +99,12 @@ class Histories:
 
     @property
     def time_unit(self) -> str | None:
-        """`"microseconds"` since 1970 (UTC), `"integer"` for integers kept as they came, None without times."""
+        """`"microseconds"` since 1970 (UTC), `"integer"`: integers as they came, None: no times."""
         return self._description.get("time_unit")
 
     @cached_property
     def items(self) -> Vocabulary:
-        """Raw ids of the items in dense order, most frequent first, ties by raw id; with counts and titles."""
+        """Raw ids of the items in dense order (most frequent first, ties by raw id), counts and titles."""
         return self._vocabulary("items.parquet", self.num_items)
 
     @cached_property
@@ -160,7 +165,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise InvalidData(f"{path / 'dataset.json'}: damaged, not JSON; prepare the data set again") from None
     version = description.get("format_version") if isinstance(description, dict) else None
     if version != FORMAT_VERSION:
-        raise InvalidData(f"{path}: expected data set format {FORMAT_VERSION}, got {version}; prepare it again")
+        raise InvalidData(f"{path}: expected data set format {FORMAT_VERSION}, got {version}; prepare again")
     return description
 
 
@@ -177,7 +182,7 @@ def _open_array(path: Path, size: int, dtype: str) -> Tensor:
         raise InvalidData(f"{path}: damaged ({reason}); prepare the data set again") from None
     if array.shape != (size,) or str(array.dtype) != dtype:
         got = f"{array.shape} {array.dtype}"
-        raise InvalidData(f"{path}: expected shape ({size},) of {dtype}, got {got}; prepare the data set again")
+        raise InvalidData(f"{path}: expected ({size},) {dtype}, got {got}; prepare the data set again")
     return torch.from_numpy(array)
 
 

@@ -1,116 +1,258 @@
-"""Where a log comes from: files of several formats or a table in memory, opened as the view `log` of an engine.
+"""Where a table comes from: files of several formats, or a table in memory, opened as a view of the engine.
 
-The view has the columns of the source and `ROW`, the place of each row in the source, by which ties are broken.
+A view has the columns of the source and `ROW`, the place of each row in the source, by which ties are broken.
 """
 
+import csv
 import glob
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
-from ..errors import InvalidData
-from .config import DataConfig
+from ..errors import InvalidArgument, InvalidData
+from .engine import Engine, literal, number, quoted, reading
 
 ROW = "__serrate_row"
-_FILE_STRIDE = 1 << 40  # rows of one file; row number = file number × stride + row in the file
-_COMPRESSED = (".gz", ".zst")
-_SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".parq": "parquet",
-             ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json",
-             ".inter": "inter", ".dat": "movielens", ".data": "movielens"}
+_FILE_STRIDE = 1 << 40  # row number = number of the file × stride + row in the file
+_FORMATS = {".parquet": "parquet", ".pq": "parquet", ".parq": "parquet", ".csv": "csv", ".tsv": "csv",
+            ".json": "json", ".jsonl": "json", ".ndjson": "json", ".inter": "inter",
+            ".dat": "movielens", ".data": "movielens"}
+_MOVIELENS = {"user": "VARCHAR", "item": "VARCHAR", "rating": "DOUBLE", "time": "BIGINT"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened log: how messages name it, its columns (name → DuckDB type), its format and its files.
-
-    `text_ids` says that ids came as text only because the format has no types (CSV).
-    """
+    """An opened table: how messages name it, its columns (name → SQL type), its files (none: in memory)."""
 
     name: str
     columns: dict[str, str]
     files: tuple[Path, ...] = ()
-    text_ids: bool = False
 
     def place(self, row: int) -> str:
         """Say where row number `row` is, counted from 1."""
-        if len(self.files) > 1 and row >= 0:
+        if len(self.files) > 1 and row >= _FILE_STRIDE:
             return f"row {row % _FILE_STRIDE + 1} of {self.files[row // _FILE_STRIDE].name}"
         return f"row {row + 1}"
 
 
-def quoted(name: str) -> str:
-    """Return `name` as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a table: the view's name, the id columns, all columns used (None: any may be)."""
+
+    view: str
+    ids: tuple[str, ...]
+    columns: tuple[str, ...] | None = None
+
+    def of(self, there: list[str]) -> list[str]:
+        """Return the columns to keep of those that are `there`."""
+        return there if self.columns is None else [name for name in there if name in self.columns]
 
 
-def literal(text: str) -> str:
-    """Return `text` as an SQL string."""
-    return "'" + text.replace("'", "''") + "'"
+def open_source(engine: Engine, source: Any, kind: str, wanted: Wanted) -> Source:
+    """Open `source`, a path, folder, glob or table in memory, as the view `wanted.view`.
 
+    `kind` is a format or `"auto"`, by the name of the file. Ids of formats without types (CSV and its
+    relatives) are integers when every one of them is written as one (`7`, not `007`), else strings.
 
-@contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Turn what the engine and Arrow raise about source `name` into one `InvalidData` line."""
-    try:
-        yield
-    except duckdb.OutOfMemoryException:
-        raise InvalidData(f"memory_limit: too small to prepare {name}; raise it or lower threads") from None
-    except (duckdb.Error, pa.ArrowException) as error:
-        if "No space left on device" in str(error):
-            raise InvalidData(f"out: no space left on the disk while preparing {name}") from None
-        raise InvalidData(f"{name}: {reason(error)}") from None
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of an engine's message, without its class."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    head, colon, rest = line.partition("Error: ")
-    return rest if colon and len(head) < 25 else line
-
-
-def open_source(engine: duckdb.DuckDBPyConnection, source: Any, config: DataConfig) -> Source:
-    """Open `source` (a path, a glob, or a table in memory) as the view `log`; raise `InvalidData` when it cannot be."""
+    Raises:
+        InvalidData: nothing there, unreadable, of an unknown or mixed format, or damaged.
+        InvalidArgument: neither a path nor a table.
+    """
     if not isinstance(source, (str, Path)):
-        return _open_table(engine, source)
-    files = _files(source, config.format)
-    kind = _format(files[0], config.format)
+        return _open_memory(engine, source, wanted)
+    files = _find_files(str(source))
+    formats = {_format_of(file) for file in files} if kind == "auto" else {kind}
+    if len(formats) > 1:
+        found = ", ".join(sorted(str(name) for name in formats))
+        raise InvalidData(f"{source}: expected files of one format, got {found}; set format or a glob")
+    (found,) = formats
+    if found is None:
+        known = ", ".join(_FORMATS)
+        raise InvalidData(f"{files[0]}: not a known kind of log by its name ({known}); set format")
+    for file in files:
+        _check_readable(file)
     name = str(source)
-    if kind == "parquet":
-        return _open_parquet(engine, name, files)
-    raise InvalidData(f"{name}: format {kind} is not supported yet")
-
-
-def _open_parquet(engine: duckdb.DuckDBPyConnection, name: str, files: tuple[Path, ...]) -> Source:
-    paths = "[" + ", ".join(literal(glob.escape(str(file))) for file in files) + "]"
-    row = "file_row_number" if len(files) == 1 else f"(file_index * {_FILE_STRIDE} + file_row_number)::BIGINT"
     with reading(name):
-        engine.execute(f"CREATE VIEW log AS SELECT *, {row} AS {ROW} FROM read_parquet({paths})")
-    return Source(name, _columns(engine), files)
+        if found == "parquet":
+            return _open_parquet(engine, name, files, wanted)
+        return _open_text(engine, Source(name, {}, files), _SCANS[found](files, wanted), wanted)
 
 
-def _open_table(engine: duckdb.DuckDBPyConnection, table: Any) -> Source:
+def _open_parquet(engine: Engine, name: str, files: tuple[Path, ...], wanted: Wanted) -> Source:
+    """A view straight over the files: they are read again for each pass, nothing is copied."""
+    _check_same_types(engine, name, files, wanted)
+    row = "file_row_number"
+    if len(files) > 1:
+        row = f"(file_index * {_FILE_STRIDE} + file_row_number)::BIGINT"
+    engine.execute(f"CREATE VIEW {wanted.view} AS SELECT *, {row} AS {ROW} "
+                   f"FROM read_parquet({_paths(files)})")
+    return Source(name, _columns(engine, wanted.view), files)
+
+
+def _open_text(engine: Engine, source: Source, scan: str, wanted: Wanted) -> Source:
+    """A copy in the engine: text is parsed once."""
+    table = f"{wanted.view}_text"
+    engine.execute(f"CREATE TABLE {table} AS {scan}")
+    columns = _columns(engine, table)
+    integers = [name for name in wanted.ids
+                if columns.get(name) == "VARCHAR" and _all_integers(engine, table, name)]
+    casts = ", ".join(f"{quoted(name)}::BIGINT AS {quoted(name)}" for name in integers)
+    replaced = f" REPLACE ({casts})" if casts else ""
+    engine.execute(f"CREATE VIEW {wanted.view} AS SELECT *{replaced}, rowid AS {ROW} FROM {table}")
+    return Source(source.name, _columns(engine, wanted.view), source.files)
+
+
+def _open_memory(engine: Engine, table: Any, wanted: Wanted) -> Source:
+    if not hasattr(table, "__arrow_c_stream__"):
+        expected = "a path, or a table of pyarrow, pandas or polars"
+        raise InvalidArgument("source", expected, type(table).__name__)
     name = "table"
-    with reading(name):
+    if isinstance(table, pa.RecordBatchReader):  # can be read once: keep a copy in the engine
+        with reading(name):
+            engine.register(f"{wanted.view}_stream", table)
+            engine.execute(f"CREATE TABLE {wanted.view}_copy AS FROM {wanted.view}_stream")
+            engine.execute(f"CREATE VIEW {wanted.view} AS SELECT *, rowid AS {ROW} FROM {wanted.view}_copy")
+            return Source(name, _columns(engine, wanted.view))
+    if not isinstance(table, pa.Table) and hasattr(table, "columns"):  # a frame; unused columns may be odd
+        table = table[wanted.of(list(table.columns))]
+    try:
         arrow = pa.table(table)
-        arrow = arrow.append_column(ROW, pa.array(np.arange(len(arrow))))
-        engine.register("log", arrow)
-    return Source(name, _columns(engine))
+    except pa.ArrowException as error:
+        what = "; ".join(str(part) for part in reversed(error.args))
+        raise InvalidData(f"{name}: a column holds values of more than one type ({what})") from None
+    with reading(name):
+        arrow = arrow.select(wanted.of(arrow.column_names))
+        engine.register(wanted.view, arrow.append_column(ROW, pa.array(np.arange(len(arrow)))))
+        return Source(name, _columns(engine, wanted.view))
 
 
-def _columns(engine: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    found = engine.sql("SELECT column_name, column_type FROM (DESCRIBE log)").fetchall()
+def _csv_scan(files: tuple[Path, ...], wanted: Wanted) -> str:
+    lines = [_first_line(file) for file in files]
+    separator = max(",\t;|", key=lines[0].count)
+    headers = [next(csv.reader([line], delimiter=separator), []) for line in lines]
+    _check_same_header(files, headers)
+    types = {name: "VARCHAR" for name in wanted.ids if name in headers[0]}
+    return (f"SELECT {_selected(headers[0], wanted)} FROM read_csv({_paths(files)}, header = true, "
+            f"delim = {literal(separator)}, quote = '\"', escape = '\"', types = {_struct(types)})")
+
+
+def _inter_scan(files: tuple[Path, ...], wanted: Wanted) -> str:
+    """RecBole: tabs, and a header of `name:type`; `token` is text, `float` a number."""
+    headers = [_first_line(file).split("\t") for file in files]
+    _check_same_header(files, headers)
+    if not all(":" in column for column in headers[0]):
+        raise InvalidData(f"{files[0]}: expected a header of name:type columns between tabs, as RecBole "
+                          f"writes it, got {'|'.join(headers[0])[:80]!r}")
+    types = {column: "DOUBLE" if column.endswith(":float") else "VARCHAR" for column in headers[0]}
+    renamed = ", ".join(f"{quoted(column)} AS {quoted(column.rpartition(':')[0])}" for column in headers[0])
+    return (f"SELECT {renamed} FROM read_csv({_paths(files)}, header = true, delim = '\t', quote = '', "
+            f"auto_detect = false, columns = {_struct(types)})")
+
+
+def _movielens_scan(files: tuple[Path, ...], _: Wanted) -> str:
+    """`ratings.dat` (`user::item::rating::time`) or `u.data` (tabs), without a header."""
+    line = _first_line(files[0])
+    separator = "::" if "::" in line else "\t"
+    if len(line.split(separator)) != len(_MOVIELENS):
+        raise InvalidData(f"{files[0]}: expected lines of user, item, rating, time between '::' or tabs, as "
+                          f"MovieLens writes them, got {line[:80]!r}")
+    return (f"FROM read_csv({_paths(files)}, header = false, delim = {literal(separator)}, quote = '', "
+            f"auto_detect = false, columns = {_struct(_MOVIELENS)})")
+
+
+def _json_scan(files: tuple[Path, ...], _: Wanted) -> str:
+    return f"FROM read_json({_paths(files)}, format = 'newline_delimited')"
+
+
+_SCANS = {"csv": _csv_scan, "inter": _inter_scan, "movielens": _movielens_scan, "json": _json_scan}
+
+
+def _find_files(source: str) -> tuple[Path, ...]:
+    path = Path(source)
+    if path.is_file():
+        return (path,)
+    if path.is_dir():
+        inside = (file for file in sorted(path.rglob("*")) if file.is_file())
+        found = [file for file in inside if not file.name.startswith((".", "_")) and _format_of(file)]
+        if not found:
+            raise InvalidData(f"{source}: the folder holds no log ({', '.join(_FORMATS)})")
+        return tuple(found)
+    found = [Path(file) for file in sorted(glob.glob(source, recursive=True)) if Path(file).is_file()]
+    if not found:
+        what = "no file matches" if glob.has_magic(source) else "no such file or folder"
+        raise InvalidData(f"{source}: {what}")
+    return tuple(found)
+
+
+def _format_of(file: Path) -> str | None:
+    name = file.name.lower().removesuffix(".gz").removesuffix(".zst")
+    return _FORMATS.get(Path(name).suffix)
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        with open(file, "rb") as opened:
+            empty = not opened.read(1)
+    except OSError as error:
+        raise InvalidData(f"{file}: cannot be read ({error.strerror or error})") from None
+    if empty:
+        raise InvalidData(f"{file}: the file is empty")
+
+
+def _check_same_types(engine: Engine, name: str, files: tuple[Path, ...], wanted: Wanted) -> None:
+    """The engine would read every file with the types of the first; refuse a column of two types."""
+    if len(files) == 1:
+        return
+    mixed = engine.sql(
+        f"SELECT name, list_sort(list(DISTINCT coalesce(logical_type, type))) AS kinds "
+        f"FROM parquet_schema({_paths(files)}) WHERE type IS NOT NULL GROUP BY name "
+        f"HAVING len(kinds) > 1 ORDER BY name").fetchall()
+    for column, kinds in mixed:
+        if wanted.columns is None or column in wanted.columns:
+            raise InvalidData(f"{name}: column {column!r} has several types in its files: {', '.join(kinds)}")
+
+
+def _check_same_header(files: tuple[Path, ...], headers: list[list[str]]) -> None:
+    for file, header in zip(files, headers, strict=True):
+        if header != headers[0]:
+            raise InvalidData(f"{file}: expected the columns of {files[0].name}, {', '.join(headers[0])}, "
+                              f"got {', '.join(header)}")
+
+
+def _all_integers(engine: Engine, table: str, column: str) -> bool:
+    other = f"TRY_CAST({quoted(column)} AS BIGINT)::VARCHAR IS DISTINCT FROM {quoted(column)}"
+    return not number(engine, f"SELECT count(*) FROM {table} WHERE {quoted(column)} IS NOT NULL AND {other}")
+
+
+def _first_line(file: Path) -> str:
+    try:
+        with pa.input_stream(str(file), compression="detect") as stream:
+            line = stream.read(1 << 16).split(b"\n")[0].rstrip(b"\r")
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidData(f"{file}: expected UTF-8 text, got other bytes in the first line") from None
+    except OSError as error:
+        raise InvalidData(f"{file}: cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def _columns(engine: Engine, view: str) -> dict[str, str]:
+    found = engine.sql(f"SELECT column_name, column_type FROM (DESCRIBE {view})").fetchall()
     return {name: kind for name, kind in found if name != ROW}
 
 
-def _files(source: str | Path, kind: str) -> tuple[Path, ...]:
-    return (Path(source),)
+def _selected(header: list[str], wanted: Wanted) -> str:
+    """What to copy of a file: the wanted columns if all are there, else all, for the message to list them."""
+    if wanted.columns is None or not set(wanted.columns) <= set(header):
+        return "*"
+    return ", ".join(quoted(name) for name in wanted.columns)
 
 
-def _format(file: Path, kind: str) -> str:
-    return "parquet"
+def _paths(files: tuple[Path, ...]) -> str:
+    return "[" + ", ".join(literal(glob.escape(str(file))) for file in files) + "]"
+
+
+def _struct(types: dict[str, str]) -> str:
+    return "{" + ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in types.items()) + "}"

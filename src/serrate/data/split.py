@@ -1,18 +1,19 @@
-"""Which part of each history trains, validates and tests. Histories are stored once; an example points into them."""
+"""Which part of each history trains, validates and tests: examples that point into histories."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, InvalidData
 from .config import SplitConfig
 from .histories import Histories
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """`M` examples: the history is the first `ends` events of row `rows`, the truth events `ends … truth_ends`.
+    """`M` examples: the history is the first `ends` events of row `rows`, the truth those up to `truth_ends`.
 
     Attributes:
         rows: `(M,)` int64 rows of the histories.
@@ -27,8 +28,8 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def select(self, index: "np.ndarray | Sequence[int]") -> "Examples":
-        """Return the examples at `index` (positions or a mask)."""
+    def select(self, index: "np.ndarray | Sequence[int] | slice") -> "Examples":
+        """Return the examples at `index` (positions, a slice or a mask)."""
         return Examples(self.rows[index], self.ends[index], self.truth_ends[index])
 
 
@@ -45,9 +46,20 @@ class Split:
 def split(histories: Histories, config: SplitConfig) -> Split:
     """Divide `histories` as `config` says.
 
-    Leave-last-two-out: of a user with n ≥ 3 events the last is for test, the one before for validation and the first
-    n - 2 for training; users with fewer train only.
+    Leave-last-two-out: of a user with n ≥ 3 events the last is for test, the one before for validation and
+    the first n - 2 for training; users with fewer train only.
+
+    Temporal: events before `validation_from` train, those before `test_from` validate, the others test. With
+    target "each" every event of a window that has events before it is an example, predicted from all of them;
+    "first" keeps the first such example of each user; "all" predicts all events of the window from the events
+    before it. Users without an event before are dropped and counted in `warnings`.
+
+    Raises:
+        InvalidData: a temporal split of a log without times, or an empty side.
+        InvalidArgument: `validation_from` or `test_from` cannot be a time of this log, or are not ascending.
     """
+    if config.kind == "temporal":
+        return _temporal(histories, config)
     return _leave_last_two_out(histories)
 
 
@@ -56,4 +68,95 @@ def _leave_last_two_out(histories: Histories) -> Split:
     rows = np.arange(len(lengths))
     ends = np.where(lengths >= 3, lengths - 2, lengths)
     held, last = rows[lengths >= 3], lengths[lengths >= 3]
-    return Split(Examples(rows, ends, ends), Examples(held, last - 2, last - 1), Examples(held, last - 1, last), ())
+    if not len(held):
+        raise InvalidData("split: leave-last-two-out needs a user with 3 events or more, got none")
+    test = Examples(held, last - 1, last)
+    warnings = _leave_out_leak(histories, ends, test)
+    if len(held) < len(rows):
+        warnings.append(f"{len(rows) - len(held):,} of {len(rows):,} users have fewer than 3 events: "
+                        f"they train and are not evaluated.")
+    return Split(Examples(rows, ends, ends), Examples(held, last - 2, last - 1), test, tuple(warnings))
+
+
+def _leave_out_leak(histories: Histories, ends: np.ndarray, test: Examples) -> list[str]:
+    """Say how many test targets happened before the newest training event of another user."""
+    if not histories.has_time:
+        return ["Leave-last-two-out on a log without times: whether training events of other users happened "
+                "after the test targets cannot be checked."]
+    times, offsets = histories.fields["time"].numpy(), histories.offsets.numpy()
+    newest = times[offsets[:-1] + ends - 1]  # rows are in time order, and every user trains on an event
+    order = np.argsort(newest, kind="stable")
+    of_others = np.full(len(newest), newest[order[-1]])
+    of_others[order[-1]] = newest[order[-2]] if len(order) > 1 else np.iinfo(np.int64).min
+    targets = times[offsets[test.rows] + test.ends]
+    leaked = int((targets < of_others[test.rows]).sum())
+    if not leaked:
+        return []
+    return [f"Leave-last-two-out leaks the future: {leaked:,} of {len(test):,} test targets "
+            f"({leaked / len(test):.1%}) happened before the newest training event of other users; "
+            f"a temporal split does not."]
+
+
+def _temporal(histories: Histories, config: SplitConfig) -> Split:
+    if not histories.has_time:
+        raise InvalidData("split: a temporal split needs times, and this log has none (columns.time)")
+    times, offsets = histories.fields["time"].numpy(), histories.offsets.numpy()
+    cuts = [_time_of(getattr(config, name), name, times, histories.time_unit)
+            for name in ("validation_from", "test_from")]
+    if cuts[0] >= cuts[1]:
+        raise InvalidArgument("validation_from", f"a time before test_from ({cuts[1]})", cuts[0])
+    # events of each row before a cut; rows are in time order, and none is empty
+    before = [np.add.reduceat(times < cut, offsets[:-1], dtype=np.int64) for cut in cuts]
+    lengths = histories.lengths.numpy()
+    rows = np.flatnonzero(before[0] > 0)
+    train = Examples(rows, before[0][rows], before[0][rows])
+    validation = _window(before[0], before[1], config.target)
+    test = _window(before[1], lengths, config.target)
+    for name, examples in (("training", train), ("validation", validation), ("test", test)):
+        if not len(examples):
+            raise InvalidData(f"split: the temporal split leaves no {name} example; move validation_from "
+                              f"({cuts[0]}) or test_from ({cuts[1]})")
+    warnings = [*_dropped("validation", before[0], before[1], validation, config.target),
+                *_dropped("test", before[1], lengths, test, config.target)]
+    return Split(train, validation, test, tuple(warnings))
+
+
+def _window(first: np.ndarray, last: np.ndarray, target: str) -> Examples:
+    """Examples whose truth lies in events `first … last` of each row, each with at least one event before."""
+    if target == "all":
+        rows = np.flatnonzero((first > 0) & (last > first))
+        return Examples(rows, first[rows], last[rows])
+    start = np.maximum(first, 1)  # the first event of a user has no history
+    count = np.maximum(last - start, 0)
+    if target == "first":
+        count = np.minimum(count, 1)
+    rows = np.repeat(np.arange(len(first)), count)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+    ends = start[rows] + within
+    return Examples(rows, ends, ends + 1)
+
+
+def _dropped(name: str, first: np.ndarray, last: np.ndarray, examples: Examples, target: str) -> list[str]:
+    """Say how many events of a window have no event before them, and how many users are dropped for it."""
+    new = (first == 0) & (last > 0)
+    if not new.any():
+        return []
+    events = int(last[new].sum()) if target == "all" else int(new.sum())
+    active = last > first
+    dropped = int(active.sum()) - len(np.unique(examples.rows))
+    return [f"Temporal split, {name}: {events:,} of {int((last - first).sum()):,} events have no earlier event "
+            f"of their user to be predicted from and are not predicted; {dropped:,} of {int(active.sum()):,} "
+            f"users are dropped for it."]
+
+
+def _time_of(value: float | int | str, name: str, times: np.ndarray, unit: str | None) -> int:
+    """Return the time a configured cut stands for: a quantile of all events, a date, or a time as it is."""
+    if isinstance(value, str):
+        if unit != "microseconds":
+            raise InvalidArgument(name, "a number, as the times of this log are integers", repr(value))
+        date = datetime.fromisoformat(value)
+        return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() * 1_000_000)
+    if 0 < value < 1:
+        place = int(value * len(times))
+        return int(np.partition(times, place)[place])
+    return int(value)

@@ -28,7 +28,7 @@ class Vocabulary:
 
     def __init__(self, ids: Any, counts: Any = None, titles: Any = None):
         self._ids = _raw_array(ids)
-        if pc.count_distinct(self._ids, mode="all").as_py() != len(self._ids):
+        if len(self._ids.unique()) != len(self._ids):
             raise InvalidArgument("ids", "each id once", "an id twice")
         self._titles = None if titles is None else _array(titles, pa.string(), "titles")
         self.counts: np.ndarray | None = None if counts is None else np.asarray(counts, dtype=np.int64)
@@ -55,16 +55,17 @@ class Vocabulary:
     def encode(self, ids: Iterable[Any]) -> np.ndarray:
         """Return the dense ids `(n,)` int64 of raw `ids`, -1 for an unknown one.
 
-        Integer ids may also be spelled as text and the other way round (`12` and `"12"`), as they come from JSON or
-        a command line; any other value is unknown.
+        Integer ids may also be spelled as text and the other way round (`12` and `"12"`), as they come from
+        JSON or a command line; any other value is unknown.
         """
         wanted = _wanted(ids, self._ids.type)
-        return pc.fill_null(pc.index_in(wanted, value_set=self._ids), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        found = pc.call_function("index_in", [wanted], pc.SetLookupOptions(value_set=self._ids))
+        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
     def decode(self, dense: Any) -> list[Any]:
         """Return the raw ids of dense ids `(n,)`; raise `InvalidArgument` for one out of range."""
         rows = np.asarray(dense, dtype=np.int64)
-        if rows.size and not (0 <= rows.min() and rows.max() < len(self)):
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             wrong = int(rows[(rows < 0) | (rows >= len(self))][0])
             raise InvalidArgument("dense", f"ids of 0 … {len(self) - 1}", wrong)
         return self._ids.take(pa.array(rows)).to_pylist()
@@ -81,14 +82,15 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path | str) -> "Vocabulary":
-        """Read what `save` wrote; raise `InvalidData` when the file is missing, damaged or without column `id`."""
+        """Read what `save` wrote; raise `InvalidData` for a missing or damaged file, or one without `id`."""
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
             raise InvalidData(f"{path}: cannot read the ids ({reason})") from None
         if "id" not in table.column_names:
-            raise InvalidData(f"{path}: expected a column 'id', got {', '.join(table.column_names) or 'no column'}")
+            got = ", ".join(table.column_names) or "none"
+            raise InvalidData(f"{path}: expected a column 'id', got {got}")
         columns = {name: table[name].combine_chunks() for name in table.column_names}
         counts = columns["count"].to_numpy() if "count" in columns else None
         try:
@@ -105,7 +107,7 @@ def _raw_array(ids: Any) -> pa.Array:
         raise InvalidArgument("ids", "no null", f"{found.null_count} nulls")
     if pa.types.is_integer(found.type):
         return _array(found, pa.int64(), "ids")
-    if pa.types.is_string(found.type) or pa.types.is_large_string(found.type) or pa.types.is_string_view(found.type):
+    if found.type in (pa.string(), pa.large_string(), pa.string_view()):
         return found.cast(pa.large_string())
     raise InvalidArgument("ids", "integers or strings", str(found.type))
 
@@ -120,9 +122,11 @@ def _array(values: Any, kind: pa.DataType | None, argument: str) -> pa.Array:
         raise InvalidArgument(argument, expected, "other values") from None
 
 
-def _wanted(ids: Iterable[Any], kind: pa.DataType) -> pa.Array:
-    values = ids.tolist() if isinstance(ids, np.ndarray) else ids
-    values = values.to_pylist() if isinstance(values, (pa.Array, pa.ChunkedArray)) else list(values)
+def _wanted(ids: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(ids, np.ndarray):
+        values = ids.tolist()
+    else:
+        values = ids.to_pylist() if isinstance(ids, (pa.Array, pa.ChunkedArray)) else list(ids)
     integer = pa.types.is_integer(kind)
     return pa.array([_as_integer(value) if integer else _as_text(value) for value in values], type=kind)
 
