@@ -1,6 +1,58 @@
 """Rows of unequal length as values + offsets: the type that every floor above shares."""
 
 from .batch import EventBatch
+from .convert import (
+    from_arrow,
+    from_keyed,
+    from_lists,
+    from_masked,
+    from_nested,
+    from_numpy,
+    from_padded,
+    to_arrow,
+    to_keyed,
+    to_lists,
+    to_masked,
+    to_nested,
+    to_numpy,
+    to_padded,
+)
+from .edit import (
+    concatenate_events,
+    concatenate_rows,
+    gather_rows,
+    newest,
+    oldest,
+    reverse,
+    split_events,
+    split_rows,
+)
 from .tensor import JaggedTensor, offsets_from_lengths
 
-__all__ = ["EventBatch", "JaggedTensor", "offsets_from_lengths"]
+__all__ = [
+    "EventBatch",
+    "JaggedTensor",
+    "concatenate_events",
+    "concatenate_rows",
+    "from_arrow",
+    "from_keyed",
+    "from_lists",
+    "from_masked",
+    "from_nested",
+    "from_numpy",
+    "from_padded",
+    "gather_rows",
+    "newest",
+    "offsets_from_lengths",
+    "oldest",
+    "reverse",
+    "split_events",
+    "split_rows",
+    "to_arrow",
+    "to_keyed",
+    "to_lists",
+    "to_masked",
+    "to_nested",
+    "to_numpy",
+    "to_padded",
+]

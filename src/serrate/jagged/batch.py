@@ -1,95 +1,167 @@
 """`EventBatch`: the events of a batch of users, named jagged fields that share one `offsets`."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..errors import InvalidArgument, suggest
-from .tensor import JaggedTensor
+from .tensor import JaggedTensor, named_parts, readable
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class EventBatch:
     """`B` histories: jagged fields over the same rows, plus context that has one entry a row.
 
-    Attributes:
-        events: name → `JaggedTensor`; all share one `offsets`. Field `item` holds dense item ids.
+    Immutable. Like `JaggedTensor` it is checked when built through its name and unchecked through `trusted`;
+    on an accelerator only the shapes of the fields are compared. (A plain class, because torch.compile cannot
+    return a frozen dataclass whose constructor makes objects.)
+
+    Args:
+        events: name → `JaggedTensor`; all have the same rows and come to share one `offsets`. Field `item`
+            holds dense item ids.
         context: name → a tensor `(B, *)`, or a `JaggedTensor` of `B` rows with offsets of its own.
 
     Raises:
         InvalidArgument: no field, fields whose rows differ, context whose first axis is not `B`.
     """
 
+    __slots__ = ("context", "events")
     events: Mapping[str, JaggedTensor]
-    context: Mapping[str, "Tensor | JaggedTensor"] = field(default_factory=dict)
+    context: Mapping[str, Tensor | JaggedTensor]
 
-    def __post_init__(self) -> None:
-        """Check that all parts have the same rows and make them share one `offsets`."""
-        if not self.events:
+    def __init__(self, events: Mapping[str, JaggedTensor],
+                 context: Mapping[str, Tensor | JaggedTensor] | None = None):
+        if not events:
             raise InvalidArgument("events", "at least one jagged field", "none")
-        first, *others = self.events.items()
-        for name, jagged in others:
-            if not _same_rows(jagged.offsets, first[1].offsets):
-                raise InvalidArgument(f"events[{name!r}]", f"the offsets of {first[0]!r}", "other offsets")
-        shared = {name: JaggedTensor.trusted(jagged.values, first[1].offsets, first[1].longest)
-                  for name, jagged in self.events.items()}
-        for name, value in self.context.items():
-            rows = len(value) if isinstance(value, JaggedTensor) else value.shape[:1].numel()
-            if rows != len(self):
-                raise InvalidArgument(f"context[{name!r}]", f"{len(self)} rows", rows)
+        for name, jagged in events.items():
+            if not isinstance(jagged, JaggedTensor):
+                raise InvalidArgument(f"events[{name!r}]", "a JaggedTensor", type(jagged).__name__)
+        head, first = next(iter(events.items()))
+        for name, jagged in events.items():
+            if not _same_rows(jagged, first):
+                raise InvalidArgument(f"events[{name!r}]", f"the rows of {head!r}", "other rows")
+        context = dict(context or {})
+        for name, value in context.items():
+            if not isinstance(value, (Tensor, JaggedTensor)):
+                raise InvalidArgument(f"context[{name!r}]", "a tensor or JaggedTensor", type(value).__name__)
+            shape = value.shape if isinstance(value, Tensor) else (value.offsets.shape[0] - 1,)
+            if len(shape) < 1 or shape[0] != first.offsets.shape[0] - 1:  # len() would fix it in torch.export
+                got = f"{shape[0]}" if len(shape) else "a scalar"
+                raise InvalidArgument(f"context[{name!r}]", f"{len(first)} rows", got)
+        longest = next((jagged.longest for jagged in events.values() if jagged.longest is not None), None)
+        shared = {name: JaggedTensor.trusted(jagged.values, first.offsets, longest)
+                  for name, jagged in events.items()}
         object.__setattr__(self, "events", MappingProxyType(shared))
-        object.__setattr__(self, "context", MappingProxyType(dict(self.context)))
+        object.__setattr__(self, "context", MappingProxyType(context))
+
+    @classmethod
+    def trusted(cls, events: dict[str, JaggedTensor],
+                context: dict[str, Tensor | JaggedTensor]) -> "EventBatch":
+        """Build without checks from fields that share one `offsets` object and context of as many rows."""
+        made = object.__new__(cls)
+        object.__setattr__(made, "events", MappingProxyType(events))
+        object.__setattr__(made, "context", MappingProxyType(context))
+        return made
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("an EventBatch is immutable")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("an EventBatch is immutable")
 
     def __reduce__(self):  # a mapping proxy does not pickle
-        return EventBatch, (dict(self.events), dict(self.context))
+        return EventBatch.trusted, (dict(self.events), dict(self.context))
 
     def __getitem__(self, name: str) -> JaggedTensor:
         """Return the jagged field `name`."""
-        try:
-            return self.events[name]
-        except KeyError:
+        if name not in self.events:
             known = ", ".join(self.events)
-            raise InvalidArgument("field", f"one of {known}{suggest(name, self.events)}", repr(name)) from None
+            raise InvalidArgument("field", f"one of {known}{suggest(name, self.events)}", repr(name))
+        return self.events[name]
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names of the jagged fields."""
         return iter(self.events)
 
     def __len__(self) -> int:
-        return len(next(iter(self.events.values())))
+        return len(self._first)
+
+    @property
+    def _first(self) -> JaggedTensor:
+        return next(iter(self.events.values()))
 
     @property
     def num_events(self) -> int:
         """`T`, the events of all rows together."""
-        return next(iter(self.events.values())).num_events
+        return self._first.num_events
 
     @property
     def offsets(self) -> Tensor:
         """`(B + 1,)` the offsets that all fields share."""
-        return next(iter(self.events.values())).offsets
+        return self._first.offsets
+
+    @property
+    def lengths(self) -> Tensor:
+        """`(B,)` the length of each row, in the dtype of `offsets`."""
+        return self._first.lengths
+
+    @property
+    def longest(self) -> int | None:
+        """Length of the longest row (`N`), or None when it is not known on the host."""
+        return self._first.longest
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the events."""
+        return self._first.device
 
     def to(self, device: torch.device | str | None = None, non_blocking: bool = False) -> "EventBatch":
-        """Return with every part on `device`."""
-        events = {name: jagged.to(device=device, non_blocking=non_blocking) for name, jagged in self.events.items()}
-        context = {name: value.to(device=device, non_blocking=non_blocking) for name, value in self.context.items()}
-        return EventBatch(events, context)
+        """Return with every part on `device`; the shared offsets move once."""
+        return self._moved(lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "EventBatch":
         """Return a copy in page-locked host memory, for asynchronous moves to a GPU."""
-        return EventBatch({name: jagged.pin_memory() for name, jagged in self.events.items()},
-                          {name: value.pin_memory() for name, value in self.context.items()})
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "EventBatch":
+        offsets = move(self.offsets)
+        events = {name: JaggedTensor.trusted(move(jagged.values), offsets, jagged.longest)
+                  for name, jagged in self.events.items()}
+        context = {name: move(value) if isinstance(value, Tensor) else
+                   JaggedTensor.trusted(move(value.values), move(value.offsets), value.longest)
+                   for name, value in self.context.items()}
+        return EventBatch.trusted(events, context)
 
     def __repr__(self) -> str:
         context = f"; context: {', '.join(self.context)}" if self.context else ""
         return f"EventBatch({len(self)} rows, {self.num_events} events: {', '.join(self.events)}{context})"
 
 
-def _same_rows(a: Tensor, b: Tensor) -> bool:
-    if a is b or (a.shape == b.shape and a.data_ptr() == b.data_ptr()):
+def _same_rows(a: JaggedTensor, b: JaggedTensor) -> bool:
+    if a.offsets is b.offsets:
         return True
-    if a.device.type != "cpu":  # comparing contents would wait for the device
-        return a.shape == b.shape
-    return a.shape == b.shape and bool((a == b).all())
+    if a.offsets.shape != b.offsets.shape or a.num_events != b.num_events or a.device != b.device:
+        return False
+    if not (readable(a.offsets) and readable(b.offsets)):  # comparing contents would wait for the device
+        return True
+    return bool((a.offsets == b.offsets).all())
+
+
+def _flatten(batch: EventBatch) -> tuple[list[Any], None]:
+    return [batch.offsets, {name: batch[name].values for name in batch}, dict(batch.context)], None
+
+
+def _unflatten(parts: Iterable[Any], _: None) -> EventBatch:
+    offsets, values, context = parts
+    events = {name: JaggedTensor.trusted(part, offsets) for name, part in values.items()}
+    return EventBatch.trusted(events, context)
+
+
+pytree.register_pytree_node(  # so that an EventBatch goes whole through torch.export and tree_map
+    EventBatch, _flatten, _unflatten,
+    flatten_with_keys_fn=lambda batch: named_parts(("offsets", "events", "context"), _flatten(batch)[0]),
+    serialized_type_name="serrate.EventBatch",
+)

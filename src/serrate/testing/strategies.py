@@ -29,6 +29,6 @@ def jagged_tensors(draw: st.DrawFn, *, dtypes: Sequence[torch.dtype] = (torch.fl
     rows = draw(lengths(max_rows=max_rows, max_length=max_length, min_rows=min_rows))
     offsets_dtype = draw(st.sampled_from((torch.int64, torch.int32)))
     case = JaggedCase("drawn", tuple(rows), offsets_dtype, contiguous=draw(st.booleans()))
-    shape, dtype, seed = draw(st.sampled_from(inner)), draw(st.sampled_from(dtypes)), draw(st.integers(0, 2**16))
-    made = case.make(shape, dtype, seed=seed)
+    seed = draw(st.integers(0, 2**16))
+    made = case.make(draw(st.sampled_from(inner)), draw(st.sampled_from(dtypes)), seed=seed)
     return made.with_values(made.values.requires_grad_()) if requires_grad else made
