@@ -33,9 +33,6 @@ def top_k(scores: Tensor, k: int, *, exclude: JaggedTensor | None = None, allow:
     if k < 0:
         raise InvalidArgument("k", "0 or more", k)
     masked = mask_items(scores, exclude=exclude, allow=allow, deny=deny)
-    undefined = masked.isnan().any(dim=1)
-    if bool(undefined.any()):
-        raise InvalidArgument("scores", "no NaN", f"NaN in row {int(undefined.nonzero()[0])}")
     rows, num_items = masked.shape
     best_scores = masked.new_full((rows, k), -_INFINITY)
     best_ids = torch.full((rows, k), -1, dtype=torch.int64, device=masked.device)
@@ -43,27 +40,26 @@ def top_k(scores: Tensor, k: int, *, exclude: JaggedTensor | None = None, allow:
     if kept == 0 or rows == 0:
         return best_scores, best_ids
 
-    # torch.topk is free to choose among equal scores, so only its last value is used: the k-th best of a row.
-    kth = masked.topk(kept, dim=1).values[:, -1:]
-    keep = masked >= kth
-    tied = (keep.sum(dim=1) > kept).nonzero().squeeze(1)  # more items of the k-th score than places left
-    if tied.numel():
-        above = masked[tied] > kth[tied]
-        level = masked[tied] == kth[tied]
-        places = kept - above.sum(dim=1, keepdim=True)
-        keep[tied] = above | (level & (level.cumsum(dim=1, dtype=torch.int32) <= places))
-
-    ids = keep.nonzero()[:, 1].reshape(rows, kept)  # ascending in a row, so a stable sort breaks ties by id
+    values, ids = masked.topk(min(k + 1, num_items), dim=1)  # free to choose among equal scores
+    if bool(values[:, 0].isnan().any()):  # NaN comes first
+        raise InvalidArgument("scores", "no NaN", f"NaN in row {int(values[:, 0].isnan().nonzero()[0])}")
+    ids = ids[:, :kept].contiguous()
+    last = values[:, kept - 1]
+    tied = ((values[:, kept:] == last.unsqueeze(1)) & (last > -_INFINITY).unsqueeze(1)).any(dim=1)
+    if bool(tied.any()):
+        ids[tied] = _smallest_ids(masked[tied], last[tied].unsqueeze(1), kept)
+    ids = ids.sort(dim=1).values  # ascending, so that a stable sort by score breaks ties by id
     values, order = masked.gather(1, ids).sort(dim=1, descending=True, stable=True)
-    ids = ids.gather(1, order)
     best_scores[:, :kept] = values
-    best_ids[:, :kept] = ids.masked_fill(values == -_INFINITY, -1)
+    best_ids[:, :kept] = ids.gather(1, order).masked_fill(values == -_INFINITY, -1)
     return best_scores, best_ids
 
 
 def mask_items(scores: Tensor, *, exclude: JaggedTensor | None = None, allow: Tensor | None = None,
                deny: Tensor | None = None) -> Tensor:
-    """Return `scores` `(B, V)` with `-inf` for items that are no candidates; the input is left as it is.
+    """Return `scores` `(B, V)` with `-inf` for items that are no candidates.
+
+    The input is left as it is, and is returned itself when there is no filter.
 
     Args:
         scores: `(B, V)` floating point.
@@ -77,6 +73,8 @@ def mask_items(scores: Tensor, *, exclude: JaggedTensor | None = None, allow: Te
     if scores.dim() != 2 or not scores.is_floating_point():
         got = f"{tuple(scores.shape)} {scores.dtype}"
         raise InvalidArgument("scores", "shape (B, V), floating point", got)
+    if exclude is None and allow is None and deny is None:
+        return scores
     rows, num_items = scores.shape
     masked = scores.clone(memory_format=torch.contiguous_format)
     if allow is not None:
@@ -91,6 +89,14 @@ def mask_items(scores: Tensor, *, exclude: JaggedTensor | None = None, allow: Te
         items = _item_ids("exclude", exclude.values, scores)
         masked[exclude.row_index().to(scores.device), items] = -_INFINITY
     return masked
+
+
+def _smallest_ids(scores: Tensor, kth: Tensor, k: int) -> Tensor:
+    """Return ids `(B, k)`: all above the k-th best score `kth` `(B, 1)`, then the smallest ids at it."""
+    above, level = scores > kth, scores == kth
+    places = k - above.view(torch.uint8).sum(dim=1, keepdim=True, dtype=torch.int32)  # bool.sum is slow
+    keep = above | (level & (level.cumsum(dim=1, dtype=torch.int32) <= places))
+    return keep.nonzero()[:, 1].reshape(len(scores), k)
 
 
 def _item_ids(argument: str, ids: Tensor, scores: Tensor) -> Tensor:

@@ -1,0 +1,14 @@
+"""From scores to honest figures: full ranking, metrics with intervals, baselines in the same table."""
+
+from .baselines import BASELINES, evaluate_baselines
+from .bootstrap import Estimate, bootstrap_by_user
+from .config import EvaluateConfig
+from .evaluation import Evaluation, compare
+from .item_knn import ItemKNN
+from .markov import Markov
+from .popularity import Popularity
+from .ranking import Scorer, evaluate
+from .table import comparisons, table
+
+__all__ = ["BASELINES", "Estimate", "EvaluateConfig", "Evaluation", "ItemKNN", "Markov", "Popularity", "Scorer",
+           "bootstrap_by_user", "compare", "comparisons", "evaluate", "evaluate_baselines", "table"]
