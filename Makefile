@@ -20,8 +20,8 @@ lint: setup  ## ruff, pyright and the import contract
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/bin/pyright
 	$(VENV)/bin/lint-imports --no-cache
 
-demo: setup  ## log → model → metrics → recommendations → report, in a few minutes (OUT=folder keeps the run there)
-	$(VENV)/bin/serrate quickstart $(if $(OUT),--out "$(OUT)")
+demo: setup  ## log → model → metrics → recommendations → report, in a few minutes (OUT=folder, else a new one in runs/)
+	$(VENV)/bin/serrate quickstart --out "$(or $(OUT),runs/$(shell date +demo-%Y%m%d-%H%M%S))"
 
 clean:  ## remove .venv and everything that tools cached here
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
