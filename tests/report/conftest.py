@@ -117,12 +117,14 @@ class Browser:
         to.write_bytes(base64.b64decode(answer["data"]))
 
     def close(self) -> None:
-        os.close(self._out)  # the end of its commands ends the browser
+        self._session = None
+        self.call("Browser.close")
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        os.close(self._out)
         os.close(self._in)
 
     def _read(self) -> dict[str, Any]:

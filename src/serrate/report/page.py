@@ -333,7 +333,7 @@ def _settings(contents: Contents) -> Html:
         None,
         tag(
             "details",
-            tag("summary", f"All {len(rows)} settings of this run"),
+            tag("summary", "All settings of this run"),
             tag("div", table(["Setting", "Value"], rows, "As in config.json"), class_="inside settings"),
         ),
     )

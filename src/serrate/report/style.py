@@ -141,12 +141,15 @@ summary b { font-weight: 600; }
   font-variant-numeric: tabular-nums;
 }
 .recommended bdi { flex: 1; min-width: 0; text-align: left; }
+h1 bdi, .sample bdi {
+  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
+}
 .recommended .score { color: var(--muted); font-variant-numeric: tabular-nums; flex: none; }
 .recommended .hit {
   background: var(--good-soft); border-radius: 6px; border-top-color: transparent;
   font-weight: 600;
 }
-.recommended .hit .came { color: var(--good); font-size: .8rem; flex: none; align-self: center; }
+.recommended .hit .came { color: var(--good); font-size: .8rem; line-height: 1.75; flex: none; }
 .truth { margin-top: 1rem; }
 .truth .history li { border-color: var(--good); }
 .settings th, .settings td {
