@@ -52,7 +52,8 @@ def test_reverse(x):
 def test_gather_rows(x, data):
     index = data.draw(st.lists(st.integers(-len(x), len(x) - 1), max_size=8))
     dtype = data.draw(st.sampled_from((torch.int32, torch.int64)))
-    assert_moves_events(x, lambda x: gather_rows(x, torch.tensor(index, dtype=dtype)), lambda rows: [rows[i] for i in index])
+    assert_moves_events(x, lambda x: gather_rows(x, torch.tensor(index, dtype=dtype)),
+                        lambda rows: [rows[i] for i in index])
 
 
 @given(jagged_tensors(), st.data())
