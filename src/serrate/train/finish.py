@@ -1,44 +1,34 @@
 """After training: the test split, read once, baselines beside the model, samples for people, the saved run."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..data import Examples, history_batch, seen_items
-from ..errors import NotUsable
-from ..evaluate import Evaluation, ItemKNN, Markov, Popularity, comparisons, evaluate, table
+from ..evaluate import comparisons, evaluate_baselines, table
 from ..index import top_k
 from .loop import Material, Trainer, autocast, padding_avoided, to_device
 
-BASELINES: dict[str, Callable[[], Any]] = {"popularity": Popularity, "item-kNN": ItemKNN, "Markov": Markov}
 _SAMPLES, _SHOWN = 10, 20
 
 
 def test_metrics(trainer: Trainer) -> dict[str, Any]:
     """Evaluate the chosen weights and the baselines on the test split; return the content of metrics.json."""
     material, config = trainer.material, trainer.config
-    evaluations: dict[str, Evaluation] = {config.model.kind: trainer.evaluate(material.parts.test)}
-    warnings = list(material.parts.warnings)
-    for name, baseline in BASELINES.items():
-        try:
-            scorer = baseline().fit(material.histories, material.parts.train)
-        except NotUsable as error:  # too large for this catalogue: the table says so and goes on
-            warnings.append(str(error))
-            continue
-        evaluations[name] = evaluate(scorer, material.histories, material.parts.test, config.evaluate)
-    measured = [name for name in ("hr@10", "ndcg@10") if name in evaluations[config.model.kind].names]
-    if config.train.monitor not in measured:
-        measured.append(config.train.monitor)
+    own = trainer.evaluate(material.parts.test)
+    baselines, refusals = evaluate_baselines(
+        material.histories, material.parts.train, material.parts.test, config.evaluate)
+    evaluations = {config.model.kind: own, **baselines}
+    measured = dict.fromkeys([name for name in ("hr@10", "ndcg@10") if name in own.names] + [config.train.monitor])
     return {
         "examples": {"train": len(material.windows), "validation": len(material.parts.validation),
-                     "test": len(evaluations[config.model.kind])},
+                     "test": len(own)},
         "best_epoch": trainer.position.best_epoch,
         "monitor": {"metric": config.train.monitor, "value": trainer.position.best},
-        "warnings": warnings,
+        "warnings": [*material.parts.warnings, *refusals],
         "rows": table(evaluations),
-        "comparisons": comparisons(evaluations, config.model.kind, measured),
+        "comparisons": comparisons(evaluations, config.model.kind, list(measured)),
         "lengths": _lengths(material),
         "samples": _samples(trainer),
     }

@@ -15,6 +15,8 @@ from .config import RunConfig
 from .finish import test_metrics
 from .loop import Listener, Trainer, device_of
 
+DATA = "data"  # the prepared log, in the run folder when the run made it itself
+
 
 def train(config: RunConfig, histories: Histories, out: Path | str, *,
           listeners: Sequence[Listener] = ()) -> RunFolder:
@@ -23,7 +25,7 @@ def train(config: RunConfig, histories: Histories, out: Path | str, *,
     Args:
         config: the whole run.
         histories: the prepared log; its own configuration is kept as `data`.
-        out: the run folder, a path that does not exist or an empty folder.
+        out: the run folder: a path that does not exist, or a folder that holds nothing but the prepared `data`.
         listeners: called with every log record.
 
     Returns:
@@ -35,7 +37,7 @@ def train(config: RunConfig, histories: Histories, out: Path | str, *,
         InvalidConfig: a device that is not there, or a loss that stops being finite.
     """
     folder, world = RunFolder(out), _world(config)
-    if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+    if folder.path.exists() and (not folder.path.is_dir() or any(_foreign(part) for part in folder.path.iterdir())):
         raise InvalidArgument("out", "a path that does not exist or an empty folder", str(folder.path))
     trainer = Trainer(config, histories, folder.path, world, listeners)
     if world.leads:
@@ -89,6 +91,11 @@ def _finish(trainer: Trainer) -> RunFolder:
         folder.write_metrics(metrics)  # last: a run with metrics is complete
         shutil.rmtree(folder.checkpoints_path)
     return folder
+
+
+def _foreign(part: Path) -> bool:
+    """Whether a file in the folder of a new run is not what preparing its log there leaves."""
+    return part.name != DATA and not part.name.endswith(".partial")
 
 
 def _world(config: RunConfig) -> World:

@@ -1,0 +1,7 @@
+"""`python -m serrate.cli`, for torchrun."""
+
+import sys
+
+from .main import main
+
+sys.exit(main())

@@ -1,0 +1,67 @@
+"""The commands, and what a person sees when something is wrong: one line, exit code 2, no traceback."""
+
+import errno
+import os
+import sys
+
+import typer
+
+from ..errors import SerrateError
+from . import config, data, doctor, quickstart, run
+
+# Typer brings its own copy of click, or uses an installed one: take the classes from what it exports.
+_UsageError: type[Exception]
+_ClickException: type[Exception]
+_UsageError, _ClickException = typer.BadParameter.__mro__[1:3]
+
+app = typer.Typer(
+    name="serrate",
+    help="Sequence recommenders without padding: from an event log to recommendations.",
+    epilog="Start with: serrate quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command()(quickstart.quickstart)
+app.add_typer(data.app, name="data")
+app.command()(run.train)
+app.command()(run.evaluate)
+app.command()(run.recommend)
+app.command()(run.report)
+app.add_typer(config.app, name="config")
+app.command()(doctor.doctor)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 done, 2 a mistake told in one line on stderr, 130 interrupted."""
+    try:
+        return app(arguments, prog_name="serrate", standalone_mode=False) or 0
+    except SerrateError as error:
+        return _fail(str(error))
+    except _UsageError as error:
+        context = getattr(error, "ctx", None)
+        command = f"{context.command_path}: " if context else ""
+        return _fail(f"{command}{_message(error)} (see --help)")
+    except _ClickException as error:
+        return _fail(_message(error))
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("serrate: interrupted", err=True)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        hint = " (free some space and run the command again)" if error.errno == errno.ENOSPC else ""
+        return _fail(f"{where}{error.strerror or error}{hint}")
+
+
+def _message(error: BaseException) -> str:
+    text = error.format_message() if hasattr(error, "format_message") else str(error)  # type: ignore[attr-defined]
+    return " ".join(text.split()).rstrip(".")
+
+
+def _fail(message: str) -> int:
+    typer.echo(f"serrate: error: {message}", err=True)
+    return 2

@@ -1,0 +1,50 @@
+"""`serrate quickstart`: the whole way on a synthetic log, in minutes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..data import prepare, synthesize
+from ..errors import InvalidArgument
+from ..report import write_report
+from ..serve import Predictor
+from ..train import DATA, RunConfig, read_recipe
+from ..train import train as train_run
+from .run import show_recommended, show_results
+from .show import TrainingProgress, err, say
+
+_HISTORY = 5
+
+
+def quickstart(
+    folder: Annotated[Path, typer.Option("--out", help="where everything goes")] = Path("serrate-quickstart"),
+    events: Annotated[int, typer.Option(help="size of the synthetic log")] = 250_000,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Make a log, train on it, compare with baselines, recommend, write a report: under five minutes.
+
+    Example:
+
+        serrate quickstart --out try-it
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InvalidArgument("--out", "a path that does not exist or an empty folder", str(folder))
+    log, run = folder / "log", folder / "run"
+    say(f"1/3  a synthetic log of about {events:,} events", err)
+    synthesize(log / "events.parquet", events, seed=seed, titles=log / "items.parquet")
+    plain = read_recipe("quickstart").plain()
+    plain["data"]["items"]["path"] = str(log / plain["data"]["items"]["path"])
+    config = RunConfig.parse(plain)
+    say("2/3  prepare: sort and group into jagged histories", err)
+    histories = prepare(str(log / "events.parquet"), config.data, run / DATA)
+    say(f"     {histories!r}", err)
+    say("3/3  train, evaluate, report", err)
+    with TrainingProgress() as progress:
+        train_run(config, histories, run, listeners=[progress])
+    write_report(run)
+    show_results(run)
+    predictor = Predictor.open(run)
+    newest = histories.items.decode(histories.field("item")[0][-_HISTORY:])
+    say(f"\nserrate recommend {run} --history {','.join(map(str, newest))}")
+    show_recommended(predictor, newest, 5, exclude_seen=True)

@@ -1,0 +1,92 @@
+"""`Recommender`: the whole library as one estimator."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from .data import prepare
+from .errors import InvalidArgument
+from .report import write_report
+from .run_folder import RunFolder
+from .serve import Predictor, Recommended
+from .train import RunConfig, train
+
+Part = TypeVar("Part")
+
+
+class Recommender:
+    """Fit on a log of events, recommend to any history.
+
+    ```python
+    recommender = Recommender({"data": {"columns": {"user": "user_id", "item": "item_id", "time": "timestamp"}}})
+    recommender.fit("events.parquet")
+    recommender.recommend([["item 7", "item 9"]], k=10)
+    recommender.save("runs/first")
+    Recommender.from_pretrained("runs/first")
+    ```
+
+    Args:
+        config: a `RunConfig`, or a nested mapping of what differs from its defaults.
+
+    Raises:
+        InvalidConfig: an unknown key or a wrong value.
+    """
+
+    def __init__(self, config: RunConfig | Mapping[str, Any] | None = None):
+        self.config = config if isinstance(config, RunConfig) else RunConfig.parse(dict(config or {}))
+        self._folder: RunFolder | None = None
+        self._predictor: Predictor | None = None
+        self._holder: tempfile.TemporaryDirectory[str] | None = None
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str, *, device: str = "auto") -> Self:
+        """Load a saved run; `device` is `auto`, `cpu` or `cuda`. Raises `InvalidRun` when it cannot be used."""
+        predictor = Predictor.open(path, device=device)
+        known = {name: value for name, value in predictor.config.items() if name in RunConfig.model_fields}
+        loaded = cls(known)
+        loaded._folder, loaded._predictor = RunFolder(path), predictor
+        return loaded
+
+    def fit(self, log: Any, out: Path | str | None = None) -> Self:
+        """Prepare the log, train, choose the epoch on validation, test once.
+
+        Args:
+            log: whatever `data.prepare` reads: a path, or an Arrow, pandas or polars table.
+            out: where the saved run goes; a temporary folder when None (`save` copies it).
+
+        Raises:
+            InvalidData: the log cannot be used.
+        """
+        histories = prepare(log, self.config.data)
+        if out is None:
+            self._holder = tempfile.TemporaryDirectory(prefix="serrate-")
+            out = Path(self._holder.name) / "run"
+        self._folder = train(self.config, histories, out)
+        write_report(self._folder.path)
+        self._predictor = Predictor.open(out)
+        return self
+
+    def recommend(self, histories: Iterable[Sequence[Any]], k: int = 10, *, exclude_seen: bool = True,
+                  allow: Iterable[Any] | None = None, deny: Iterable[Any] = ()) -> list[Recommended]:
+        """Return the best `k` items after each history of raw item ids; see `serve.Predictor.recommend`."""
+        return self._fitted(self._predictor).recommend(
+            histories, k, exclude_seen=exclude_seen, allow=allow, deny=deny)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json: test metrics with intervals, baselines, warnings."""
+        return self._fitted(self._folder).read_metrics()
+
+    def save(self, path: Path | str) -> None:
+        """Copy the saved run to `path`, which must not exist."""
+        if Path(path).exists():
+            raise InvalidArgument("path", "a path that does not exist", str(path))
+        shutil.copytree(self._fitted(self._folder).path, path)
+
+    @staticmethod
+    def _fitted(part: Part | None) -> Part:
+        if part is None:
+            raise InvalidArgument("recommender", "a fitted one (fit or from_pretrained)", "one not fitted")
+        return part
