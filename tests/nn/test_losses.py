@@ -1,0 +1,238 @@
+"""Losses against hand-computed values and plain torch; sampled ones against what they estimate."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from serrate.errors import InvalidArgument
+from serrate.nn import BinaryCrossEntropy, FullSoftmax, SampledSoftmax
+
+ITEMS, WIDTH = 13, 6
+
+
+def material(events: int = 9, dtype: torch.dtype = torch.float64, items: int = ITEMS):
+    """Return hidden `(T, E)`, table `(V, E)`, targets `(T,)`, weights `(T,)`, some of them 0."""
+    generator = torch.Generator().manual_seed(events + items)
+    hidden, table = (torch.randn(n, WIDTH, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+                     for n in (events, items))
+    targets = torch.randint(items, (events,), generator=generator)
+    weights = torch.rand(events, generator=generator, dtype=torch.float64).float()
+    weights[::4] = 0
+    return hidden, table, targets, weights
+
+
+def plain_full(hidden, table, targets, weights=None, temperature=1.0):
+    losses = F.cross_entropy(hidden @ table.T / temperature, targets, reduction="none")
+    return (losses if weights is None else losses * weights).sum()
+
+
+def assert_same(loss, expected, leaves, **tolerance):
+    torch.testing.assert_close(loss, expected, **tolerance)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), **tolerance)
+
+
+# --- full softmax ---
+
+
+def test_full_softmax_by_hand():
+    # logits 0 and ln 3: the probabilities are 1/4 and 3/4
+    hidden, table = torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]])
+    loss = FullSoftmax()
+    assert loss(hidden, table, torch.tensor([0])).item() == pytest.approx(math.log(4))
+    assert loss(hidden, table, torch.tensor([1])).item() == pytest.approx(math.log(4 / 3))
+    both = loss(hidden.expand(2, 1), table, torch.tensor([0, 1]), torch.tensor([2.0, 0.0]))
+    assert both.item() == pytest.approx(2 * math.log(4))  # a sum, and weight 0 is no target
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.05, 3.0])
+@pytest.mark.parametrize("chunk_logits", [1, ITEMS, 4 * ITEMS, 2**20])
+@pytest.mark.parametrize("events", [0, 1, 9])
+def test_full_softmax_is_cross_entropy_for_any_chunk(events, chunk_logits, temperature, weighted):
+    hidden, table, targets, weights = material(events)
+    weights = weights if weighted else None
+    loss = FullSoftmax(temperature=temperature, chunk_logits=chunk_logits)(hidden, table, targets, weights)
+    expected = plain_full(hidden, table, targets, weights, temperature)
+    assert_same(loss, expected, (hidden, table), rtol=1e-10, atol=1e-10)
+
+
+def test_full_softmax_gradcheck():
+    hidden, table, targets, weights = material(5)
+    assert torch.autograd.gradcheck(
+        lambda h, t: FullSoftmax(temperature=0.5, chunk_logits=2 * ITEMS)(h, t, targets, weights), (hidden, table))
+
+
+def test_full_softmax_on_a_large_catalogue():
+    hidden, table, targets, weights = material(64, torch.float32, items=50_000)
+    loss = FullSoftmax()(hidden, table, targets, weights)  # 20 events a chunk
+    assert_same(loss, plain_full(hidden, table, targets, weights), (hidden, table), rtol=1e-5, atol=1e-5)
+
+
+def test_full_softmax_in_low_precision_sums_in_float32():
+    hidden, table, targets, _ = material(200, torch.bfloat16)
+    loss = FullSoftmax()(hidden, table, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, plain_full(hidden.float(), table.float(), targets), rtol=1e-2, atol=0)
+
+
+def test_full_softmax_under_autocast_multiplies_in_half_and_returns_gradients_in_float32():
+    hidden, table, targets, _ = material(50, torch.float32)
+    exact = plain_full(hidden, table, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = FullSoftmax()(hidden, table, targets)
+    assert loss.dtype == torch.float32
+    grads = torch.autograd.grad(loss, (hidden, table))
+    assert [grad.dtype for grad in grads] == [torch.float32, torch.float32]
+    for got, want in zip(grads, torch.autograd.grad(exact, (hidden, table)), strict=True):
+        assert F.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.999
+
+
+def test_full_softmax_scales_with_the_gradient_from_above_and_needs_none():
+    hidden, table, targets, _ = material()
+    loss = FullSoftmax()(hidden, table, targets)
+    once = torch.autograd.grad(loss, hidden, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(loss / 4, hidden)[0], once / 4)
+    with torch.no_grad():
+        torch.testing.assert_close(FullSoftmax()(hidden, table, targets), loss.detach())
+
+
+def test_full_softmax_is_a_well_behaved_operator():
+    hidden, table, targets, weights = material(5, torch.float32)
+    for each in (weights, None):
+        torch.library.opcheck(torch.ops.serrate.full_softmax.default, (hidden, table, targets, each, 0.5, 2, True))
+    torch.library.opcheck(torch.ops.serrate.full_softmax.default,
+                          (hidden.detach(), table.detach(), targets, None, 0.5, 2, False))
+
+
+def test_full_softmax_compiles_whole():
+    hidden, table, targets, weights = material(7, torch.float32)
+    loss = FullSoftmax(chunk_logits=2 * ITEMS)
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert_same(compiled(hidden, table, targets, weights), loss(hidden, table, targets, weights), (hidden, table))
+
+
+# --- sampled softmax ---
+
+
+def draws(loss, *arguments, count: int):
+    torch.manual_seed(0)
+    return torch.stack([loss(*arguments).detach() for _ in range(count)])
+
+
+def test_sampled_softmax_by_hand():
+    # two items, the target is 0: a draw is 1, or it is 0 and masked. Logits: 2 for item 0, 3 for item 1.
+    hidden, table = torch.tensor([[1.0]]), torch.tensor([[2.0], [3.0]])
+    loss = SampledSoftmax(torch.tensor([1, 3]), 1, smoothing=1.0)  # q = 1/4, 3/4
+    drawn = math.log(1 + math.exp(3 - math.log(0.75) - 2))  # K = 1: the correction is log q
+    values = draws(loss, hidden, table, torch.tensor([0]), count=200).double()
+    assert {round(value, 5) for value in values.tolist()} == {0.0, round(drawn, 5)}
+    assert 0.6 < (values > 0).double().mean() < 0.9
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.5, 1.0])
+def test_many_negatives_give_the_full_softmax(shared, smoothing):
+    hidden, table, targets, weights = material(4, torch.float32)
+    counts = torch.arange(1, ITEMS + 1)
+    # accidental hits are masked, so the target is counted once, as in the full softmax
+    loss = SampledSoftmax(counts, 100_000, smoothing=smoothing, temperature=2.0, shared=shared)
+    expected = plain_full(hidden, table, targets, weights, 2.0)
+    torch.testing.assert_close(loss(hidden, table, targets, weights), expected, rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_partition_function_is_estimated_without_bias(shared):
+    hidden, table, targets, _ = material(1, torch.float32)
+    loss = SampledSoftmax(torch.arange(1, ITEMS + 1), 8, smoothing=0.75, shared=shared)
+    # loss = log(Z / exp(positive)), so exp(loss) estimates 1 / the target's probability
+    estimates = draws(loss, hidden, table, targets, count=4000).exp()
+    exact = plain_full(hidden, table, targets).exp()
+    error = estimates.std() / len(estimates) ** 0.5
+    assert abs(estimates.mean() - exact) < 4 * error
+
+
+def test_shared_negatives_are_one_draw_for_the_batch_and_others_one_for_each_event():
+    targets = torch.zeros(50, dtype=torch.int64)
+    for shared, shape in ((True, (3,)), (False, (50, 3))):
+        ids, correction = SampledSoftmax(torch.ones(ITEMS), 3, shared=shared)._draw(targets)
+        assert ids.shape == correction.shape == shape
+        torch.testing.assert_close(correction, torch.full_like(correction, math.log(3 / ITEMS)))
+    assert len(ids.unique(dim=0)) > 20  # the last ones: drawn for each event
+
+
+def test_negatives_follow_the_smoothed_counts():
+    torch.manual_seed(1)
+    loss = SampledSoftmax(torch.tensor([16, 4, 1, 0]), 40_000, smoothing=0.5)
+    ids, _ = loss._draw(torch.zeros(1, dtype=torch.int64))
+    shares = torch.bincount(ids, minlength=4) / len(ids)
+    torch.testing.assert_close(shares, torch.tensor([4, 2, 1, 1]) / 8, rtol=0, atol=0.01)  # a count of 0 counts as 1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_sampled_softmax_on_no_events(shared):
+    hidden, table, targets, weights = material(0, torch.float32)
+    loss = SampledSoftmax(torch.ones(ITEMS), 4, shared=shared)(hidden, table, targets, weights)
+    assert loss.item() == 0
+    loss.backward()
+    assert table.grad.abs().sum() == 0
+
+
+def test_a_catalogue_of_one_item_has_nothing_to_learn():
+    hidden, table, targets, _ = material(3, torch.float32, items=1)
+    assert SampledSoftmax(torch.ones(1), 5)(hidden, table, targets).item() == 0  # every draw is a hit
+    assert FullSoftmax()(hidden, table, targets).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_weights_weigh_the_sampled_losses():
+    hidden, table, targets, _ = material(6, torch.float32)
+    for loss in (SampledSoftmax(torch.ones(ITEMS), 4), BinaryCrossEntropy(ITEMS, 4)):
+        def at(weights, loss=loss):
+            torch.manual_seed(7)
+            return loss(hidden, table, targets, weights).item()
+
+        parts = [at(one) for one in torch.eye(6)]
+        assert sum(parts) == pytest.approx(at(None), rel=1e-5)
+        assert at(torch.tensor([2.0, 0, 0, 0, 0, 1])) == pytest.approx(2 * parts[0] + parts[5], rel=1e-5)
+
+
+# --- binary cross-entropy ---
+
+
+def test_binary_cross_entropy_by_hand():
+    # two items, the target is 0: the draw is 1 (two binary decisions) or 0 (masked, one decision)
+    hidden, table = torch.tensor([[1.0]]), torch.tensor([[2.0], [-1.0]])
+    loss = BinaryCrossEntropy(2, temperature=0.5)  # logits 4 and -2
+    one, other = math.log(1 + math.exp(-4)), math.log(1 + math.exp(-2))
+    values = draws(loss, hidden, table, torch.tensor([0]), count=100).double()
+    assert {round(value, 5) for value in values.tolist()} == {round(one, 5), round(one + other, 5)}
+
+
+def test_binary_cross_entropy_on_average():
+    hidden, table, targets, weights = (x.detach() for x in material(5, torch.float32))
+    loss = BinaryCrossEntropy(ITEMS, 3)
+    values = draws(loss, hidden, table, targets, weights, count=3000)
+    logits = hidden @ table.T
+    negative = F.softplus(logits).scatter(1, targets[:, None], 0.0).sum(1) * 3 / ITEMS
+    exact = ((F.softplus(-logits.gather(1, targets[:, None])[:, 0]) + negative) * weights).sum()
+    assert abs(values.mean() - exact) < 4 * values.std() / len(values) ** 0.5
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize("make", [lambda t: FullSoftmax(temperature=t),
+                                  lambda t: SampledSoftmax(torch.ones(3), 1, temperature=t),
+                                  lambda t: BinaryCrossEntropy(3, temperature=t)])  # fmt: skip
+@pytest.mark.parametrize("temperature", [0, -1.0, math.nan])
+def test_temperatures_are_above_zero(make, temperature):
+    with pytest.raises(InvalidArgument, match="temperature: expected a number above 0, got"):
+        make(temperature)
+
+
+@pytest.mark.parametrize("make", [lambda n: SampledSoftmax(torch.ones(3), n), lambda n: BinaryCrossEntropy(3, n)])
+def test_there_is_a_negative_at_least(make):
+    with pytest.raises(InvalidArgument, match="negatives: expected at least 1, got 0"):
+        make(0)
