@@ -25,6 +25,7 @@ _TERMS = {
 }
 _OPEN_SAMPLES = 2
 _SHOWN_CURVES = 3
+_HEADLINES = ("ndcg", "hr", "mrr")
 
 
 def write_report(run: Path) -> Path:
@@ -107,8 +108,8 @@ def _tiles(contents: Contents) -> Html | None:
     tiles: list[Html] = []
     split = next(iter(_splits(contents)), None)
     own = next((row for row in contents.metrics.rows if row.split == split and row.model == contents.model), None)
-    for family in ("hr", "ndcg", "mrr"):
-        name = next((name for name in own.metrics if name.partition("@")[0] == family), None) if own else None
+    for family in _HEADLINES:
+        name = next((name for name in own.metrics if _family(name) == family), None) if own else None
         if own is None or name is None:
             continue
         estimate = own.metrics[name]
@@ -217,7 +218,8 @@ def _training(contents: Contents) -> Html:
             mark_label="chosen",
         )
         figures.append(_figure(f"Validation {_metric(name)}", chart))
-    said = [f"{count(log.loss.x[-1])} steps" if log.loss.x else None]
+    steps = number(log.end.get("step")) or (log.loss.x[-1] if log.loss.x else None)
+    said = [f"{count(steps)} steps" if steps else None]
     if log.chosen_epoch is not None:
         said.append(f"epoch {count(log.chosen_epoch)} chosen on validation {_metric(shown[0]) if shown else ''}")
     said.append("stopped early, as validation no longer improved" if log.end.get("stopped_early") else None)
@@ -227,13 +229,14 @@ def _training(contents: Contents) -> Html:
 
 
 def _validation_shown(contents: Contents) -> list[str]:
-    """Return the metric that chose the epoch, and the first of other families (`hr`, `mrr`, …): three at most."""
+    """Return the metric that chose the epoch, then the first of each other family of `_HEADLINES`; or whatever is."""
     measured = contents.log.validation
     monitor = text(section(contents.config, "train"), "monitor")
-    first = [monitor] if monitor in measured else []
-    families = {name.partition("@")[0]: name for name in [*reversed(measured), *first]}
-    others = [name for name in measured if name in families.values() and name not in first]
-    return [*first, *others][:_SHOWN_CURVES]
+    shown = [monitor] if monitor in measured else []
+    for family in _HEADLINES:
+        if not any(_family(name) == family for name in shown):
+            shown += [name for name in measured if _family(name) == family][:1]
+    return (shown or list(measured))[:_SHOWN_CURVES]
 
 
 def _data(contents: Contents) -> Html:
@@ -258,7 +261,7 @@ def _data(contents: Contents) -> Html:
     facts = {
         key.removeprefix("num_").replace("_", " ").capitalize(): f"{value:,.{0 if value % 1 == 0 else 2}f}"
         for key, held in section(contents.config, "dataset").items()
-        if key != "format_version" and (value := number(held)) is not None
+        if key != "format_version" and (value := number(held))  # zeros say nothing
     }
     if lengths.mean is not None:
         facts["Mean length"] = decimal(lengths.mean, digits=1)
@@ -393,6 +396,10 @@ def _verdict(comparison: Comparison) -> tuple[str, str]:
     if comparison.low > 0:
         return "better", "better"
     return ("worse", "worse") if comparison.high < 0 else ("unclear", "unclear")
+
+
+def _family(metric: str) -> str:
+    return metric.partition("@")[0]
 
 
 def _metric(name: str) -> str:
