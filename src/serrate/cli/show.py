@@ -20,15 +20,16 @@ def say(text: str, console: Console = out) -> None:
 
 
 def metric_table(metrics: Mapping[str, Any]) -> Table:
-    """Return the metric table of a saved run: models in rows, intervals in small print, paired differences last."""
-    rows = metrics["rows"]
-    names = [name for name in rows[0]["metrics"] if not name.startswith("recall") or _differs(rows, name)]
-    table = Table(title=f"{rows[0]['split']} split, {metrics['examples'][rows[0]['split']]:,} examples", padding=(0, 0))
-    table.add_column("model")
-    for name in names:
-        table.add_column(name, justify="right")
+    """Return the metric table of a saved run: a row a metric, a column a model, with confidence intervals."""
+    split = metrics["rows"][0]["split"]
+    rows = [row for row in metrics["rows"] if row["split"] == split]
+    table = Table(title=f"{split} split, {metrics['examples'][split]:,} examples")
+    table.add_column("")
     for row in rows:
-        table.add_row(row["model"], *(_estimate(row["metrics"][name]) for name in names))
+        table.add_column(row["model"], justify="right")
+    for name in rows[0]["metrics"]:
+        if not name.startswith("recall") or _differs(rows, name):
+            table.add_row(name, *(_estimate(row["metrics"][name]) for row in rows))
     return table
 
 
@@ -110,7 +111,7 @@ class TrainingProgress:
 def _estimate(estimate: Mapping[str, float | None]) -> str:
     if estimate["low"] is None:
         return f"{estimate['value']:.4f}"
-    return f"{estimate['value']:.4f}\n[dim]{estimate['low']:.3f}–{estimate['high']:.3f}[/dim]"
+    return f"{estimate['value']:.4f} [dim]{estimate['low']:.3f}–{estimate['high']:.3f}[/dim]"
 
 
 def _differs(rows: Sequence[Mapping[str, Any]], name: str) -> bool:

@@ -16,6 +16,7 @@ _SAMPLES, _SHOWN = 10, 20
 def test_metrics(trainer: Trainer) -> dict[str, Any]:
     """Evaluate the chosen weights and the baselines on the test split; return the content of metrics.json."""
     material, config = trainer.material, trainer.config
+    validation = {config.model.kind: trainer.evaluate(material.parts.validation)}
     own = trainer.evaluate(material.parts.test)
     baselines, refusals = evaluate_baselines(
         material.histories, material.parts.train, material.parts.test, config.evaluate)
@@ -27,7 +28,7 @@ def test_metrics(trainer: Trainer) -> dict[str, Any]:
         "best_epoch": trainer.position.best_epoch,
         "monitor": {"metric": config.train.monitor, "value": trainer.position.best},
         "warnings": [*material.parts.warnings, *refusals],
-        "rows": table(evaluations),
+        "rows": table(evaluations) + table(validation, "validation"),
         "comparisons": comparisons(evaluations, config.model.kind, list(measured)),
         "lengths": _lengths(material),
         "samples": _samples(trainer),

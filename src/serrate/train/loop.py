@@ -134,7 +134,8 @@ class Trainer:
             events += int(lengths[index].sum())
             self.position.batch = number + 1
             self.position.step += 1
-            if self.position.step % self.config.train.log_every == 0:
+            last = number + 1 == batches.num_batches(epoch)
+            if last or self.position.step % self.config.train.log_every == 0:
                 now = time.monotonic()
                 self._log_step(events / max(now - last_log, 1e-9))
                 events, last_log = 0, now
@@ -210,7 +211,7 @@ class Trainer:
         return {"epochs": self.config.train.epochs, "batches": batches.num_batches(0),
                 "events": int(batches.lengths.sum()), "padding_avoided": padding_avoided(batches),
                 "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-                "device": str(self.device), "processes": self.world.size}
+                "device": str(self.device), "processes": self.world.size, "torch": torch.__version__}
 
     def _log_step(self, events_per_second: float) -> None:
         loss, weight = self._since_log.tolist()
