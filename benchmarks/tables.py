@@ -1,0 +1,101 @@
+"""Fills the tables of docs/results.md from the ledgers beside this file.
+
+    python benchmarks/tables.py            # write
+    python benchmarks/tables.py --check    # exit 1 when the page and the ledgers disagree
+"""
+
+import json
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "results.md"
+
+
+def rows(pattern: str) -> list[dict]:
+    """Return the rows of all ledgers whose name matches."""
+    return [entry for path in sorted(HERE.glob(pattern)) for entry in json.loads(path.read_text())]
+
+
+def table(head: list[str], body: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def origin(found: list[dict]) -> str:
+    """Say where figures come from: each command once, with device, commit and versions."""
+    seen = {(row["command"], row["device"], row["commit"],
+             ", ".join(f"{name} {value}" for name, value in row["versions"].items())) for row in found}
+    return "\n".join(f"- `{command}`: {device}; commit {commit}; {versions}"
+                     for command, device, commit, versions in sorted(seen))
+
+
+def quality() -> str:
+    """A table a log: recipe (mean over seeds) and baselines, then the paired differences."""
+    parts = []
+    by_subject: dict[str, list[dict]] = defaultdict(list)
+    for entry in rows("quality*.json"):
+        by_subject[entry["subject"]].append(entry)
+    for subject, found in by_subject.items():
+        groups: dict[tuple, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+        for entry in found:
+            if entry["unit"] != "difference" and not entry["workload"].endswith("validation"):
+                groups[entry["implementation"], entry["device"]][entry["metric"]].append(entry)
+        body = []
+        for (name, device), metrics in groups.items():
+            seeds = metrics["hr@10"]
+            seconds = [entry["value"] for entry in metrics.get("run_s", [])]
+            hit_rate, ndcg = (mean(e["value"] for e in metrics[metric]) for metric in ("hr@10", "ndcg@10"))
+            body.append([name, f"**{hit_rate:.4f}**", f"{ndcg:.4f}",
+                         " / ".join(f"{entry['value']:.4f}" for entry in seeds) if seconds else "",
+                         f"{mean(seconds):.0f}" if seconds else "", device])
+        differences = [f"{e['implementation']}: {e['metric']} {e['value']:+.4f} [{e['low']:+.4f}, {e['high']:+.4f}]"
+                       for e in found if e["unit"] == "difference" and e["seed"] == min(
+                           row["seed"] for row in found if row["unit"] == "difference" and row["device"] == e["device"]
+                           and row["implementation"] == e["implementation"])]
+        split = found[0]["workload"].partition(",")[0]
+        parts.append(f"### {subject.removeprefix('quality ')}, {split}\n\n" + table(
+            ["", "test HR@10", "test NDCG@10", "HR@10 by seed", "seconds a run", "device"], body)
+            + "\n\nPaired differences of the first seed, bootstrap by user, 95 %:\n\n"
+            + "\n".join(f"- {line}" for line in dict.fromkeys(differences)) + "\n\n" + origin(found))
+    return "\n\n".join(parts)
+
+
+def prepare() -> str:
+    """Time, rate and memory of preparing a log."""
+    found = rows("prepare*.json")
+    cells: dict[tuple, dict[str, float]] = defaultdict(dict)
+    for entry in found:
+        cells[entry["workload"], entry["implementation"]][entry["metric"]] = entry["value"]
+    body = [[workload, name, f"{values['prepare_s']:.1f}", f"{values['events_per_second'] / 1e6:.2f}",
+             f"{values['peak_mib']:,.0f}"] for (workload, name), values in cells.items()]
+    head = ["workload", "", "seconds", "million events/s", "peak MiB of the process tree"]
+    return table(head, body) + "\n\n" + origin(found)
+
+
+def throughput() -> str:
+    """Events a second of training, and the ratio to jagged."""
+    found = rows("throughput*.json")
+    ours = {(e["workload"], e["device"]): e["value"] for e in found if e["implementation"] == "jagged"}
+    body = [[e["workload"], e["implementation"], f"{e['value']:,.0f}",
+             f"{ours[e['workload'], e['device']] / e['value']:.2f}×", e["device"]] for e in found]
+    return table(["log", "batches", "events/s", "jagged is", "device"], body) + "\n\n" + origin(found)
+
+
+def main() -> None:
+    """Write the page, or compare."""
+    text = PAGE.read_text()
+    for name, make in (("quality", quality), ("prepare", prepare), ("throughput", throughput)):
+        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = pattern.sub(lambda found, make=make: f"{found[1]}\n{make()}\n\n{found[2]}", text)
+    if "--check" in sys.argv:
+        sys.exit(0 if text == PAGE.read_text() else "docs/results.md: run python benchmarks/tables.py")
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
