@@ -3,13 +3,14 @@
 from .batching import TokenBatches, history_batch, seen_items, shard, training_batch
 from .config import ColumnMapping, DataConfig, ItemTable, SplitConfig
 from .histories import Histories
+from .inspect import Inspection, inspect
 from .prepare import prepare
 from .split import Examples, Split, split
 from .synthetic import synthesize
 from .vocabulary import Vocabulary
 
 __all__ = [
-    "ColumnMapping", "DataConfig", "Examples", "Histories", "ItemTable", "Split", "SplitConfig",
-    "TokenBatches", "Vocabulary", "history_batch", "prepare", "seen_items", "shard", "split",
+    "ColumnMapping", "DataConfig", "Examples", "Histories", "Inspection", "ItemTable", "Split", "SplitConfig",
+    "TokenBatches", "Vocabulary", "history_batch", "inspect", "prepare", "seen_items", "shard", "split",
     "synthesize", "training_batch",
 ]

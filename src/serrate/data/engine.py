@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from ..errors import InvalidData
+from ..errors import InvalidData, NotWritable
 
 Engine = duckdb.DuckDBPyConnection
 
@@ -38,14 +38,14 @@ def open_engine(beside: Path, memory_limit: str, threads: int | None) -> Iterato
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turn what the engine and Arrow raise while they read `name` into one `InvalidData` line."""
+    """Turn what the engine and Arrow raise while they read `name` into one line: `InvalidData`, `NotWritable`."""
     try:
         yield
     except duckdb.OutOfMemoryException:
         raise InvalidData(f"memory_limit: too small to prepare {name}; raise it, or lower threads") from None
     except (duckdb.Error, pa.ArrowException) as error:
         if "No space left on device" in str(error):
-            raise InvalidData(f"out: no space left on the disk while preparing {name}") from None
+            raise NotWritable(f"out: no space left on the disk while preparing {name}") from None
         raise InvalidData(f"{name}: {reason(error)}") from None
 
 

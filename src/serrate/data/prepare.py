@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..errors import InvalidData
+from ..errors import InvalidData, NotWritable
 from ..files import write_folder_aside
 from .config import DataConfig
 from .engine import Engine, literal, number, open_engine, reading
@@ -36,7 +36,8 @@ def prepare(source: Any, config: DataConfig, out: Path | str | None = None) -> H
             that is removed when the returned `Histories` is.
 
     Raises:
-        InvalidData: the log cannot be used, or `out` cannot be written; one line that says why.
+        InvalidData: the log cannot be used; one line that says why.
+        NotWritable: the disk is full or refuses.
         InvalidArgument: `out` exists and is not empty, or `source` is no path and no table.
     """
     if out is None:
@@ -49,8 +50,10 @@ def prepare(source: Any, config: DataConfig, out: Path | str | None = None) -> H
         with (write_folder_aside(out) as partial,
               open_engine(partial, config.memory_limit, config.threads) as engine):
             _write(engine, source, config, partial)
-    except OSError as error:
-        raise InvalidData(f"out: cannot write {out} ({error.strerror or error})") from None
+    except NotWritable:
+        raise
+    except OSError as error:  # the log is read behind errors of its own, so this is about writing
+        raise NotWritable(f"{out}: cannot be written ({error.strerror or error})") from None
     return Histories.open(out)
 
 

@@ -25,7 +25,7 @@ _MOVIELENS = {"user": "VARCHAR", "item": "VARCHAR", "rating": "DOUBLE", "time": 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened table: how messages name it, its columns (name → SQL type), its files (none: in memory)."""
+    """An opened table: how messages name it, its columns (name → SQL type), and the files that rows count in."""
 
     name: str
     columns: dict[str, str]
@@ -33,7 +33,7 @@ class Source:
 
     def place(self, row: int) -> str:
         """Say where row number `row` is, counted from 1."""
-        if len(self.files) > 1 and row >= _FILE_STRIDE:
+        if len(self.files) > 1:
             return f"row {row % _FILE_STRIDE + 1} of {self.files[row // _FILE_STRIDE].name}"
         return f"row {row + 1}"
 
@@ -78,7 +78,7 @@ def open_source(engine: Engine, source: Any, kind: str, wanted: Wanted) -> Sourc
     with reading(name):
         if found == "parquet":
             return _open_parquet(engine, name, files, wanted)
-        return _open_text(engine, Source(name, {}, files), _SCANS[found](files, wanted), wanted)
+        return _open_text(engine, name, _SCANS[found](files, wanted), wanted)
 
 
 def _open_parquet(engine: Engine, name: str, files: tuple[Path, ...], wanted: Wanted) -> Source:
@@ -92,17 +92,17 @@ def _open_parquet(engine: Engine, name: str, files: tuple[Path, ...], wanted: Wa
     return Source(name, _columns(engine, wanted.view), files)
 
 
-def _open_text(engine: Engine, source: Source, scan: str, wanted: Wanted) -> Source:
+def _open_text(engine: Engine, name: str, scan: str, wanted: Wanted) -> Source:
     """A copy in the engine: text is parsed once."""
     table = f"{wanted.view}_text"
     engine.execute(f"CREATE TABLE {table} AS {scan}")
     columns = _columns(engine, table)
-    integers = [name for name in wanted.ids
-                if columns.get(name) == "VARCHAR" and _all_integers(engine, table, name)]
-    casts = ", ".join(f"{quoted(name)}::BIGINT AS {quoted(name)}" for name in integers)
+    integers = [quoted(column) for column in wanted.ids
+                if columns.get(column) == "VARCHAR" and _all_integers(engine, table, quoted(column))]
+    casts = ", ".join(f"{column}::BIGINT AS {column}" for column in integers)
     replaced = f" REPLACE ({casts})" if casts else ""
     engine.execute(f"CREATE VIEW {wanted.view} AS SELECT *{replaced}, rowid AS {ROW} FROM {table}")
-    return Source(source.name, _columns(engine, wanted.view), source.files)
+    return Source(name, _columns(engine, wanted.view))
 
 
 def _open_memory(engine: Engine, table: Any, wanted: Wanted) -> Source:
@@ -116,8 +116,8 @@ def _open_memory(engine: Engine, table: Any, wanted: Wanted) -> Source:
             engine.execute(f"CREATE TABLE {wanted.view}_copy AS FROM {wanted.view}_stream")
             engine.execute(f"CREATE VIEW {wanted.view} AS SELECT *, rowid AS {ROW} FROM {wanted.view}_copy")
             return Source(name, _columns(engine, wanted.view))
-    if not isinstance(table, pa.Table) and hasattr(table, "columns"):  # a frame; unused columns may be odd
-        table = table[wanted.of(list(table.columns))]
+    if not isinstance(table, pa.Table | pa.RecordBatch) and hasattr(table, "columns"):
+        table = table[wanted.of(list(table.columns))]  # a frame, whose unused columns may be odd
     try:
         arrow = pa.table(table)
     except pa.ArrowException as error:
@@ -223,8 +223,8 @@ def _check_same_header(files: tuple[Path, ...], headers: list[list[str]]) -> Non
 
 
 def _all_integers(engine: Engine, table: str, column: str) -> bool:
-    other = f"TRY_CAST({quoted(column)} AS BIGINT)::VARCHAR IS DISTINCT FROM {quoted(column)}"
-    return not number(engine, f"SELECT count(*) FROM {table} WHERE {quoted(column)} IS NOT NULL AND {other}")
+    other = f"TRY_CAST({column} AS BIGINT)::VARCHAR IS DISTINCT FROM {column}"
+    return not number(engine, f"SELECT count(*) FROM {table} WHERE {column} IS NOT NULL AND {other}")
 
 
 def _first_line(file: Path) -> str:
