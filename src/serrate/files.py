@@ -33,7 +33,10 @@ def write_aside(path: Path) -> Iterator[Path]:
             raise NotWritable(f"{path}: cannot be written (there is something there that is not a file)")
         _prepare(path)
         try:
+            partial.touch()
+            ordinary = partial.stat().st_mode  # under this process's umask; safetensors makes its files private
             yield partial
+            partial.chmod(ordinary)
             _sync(partial)
             os.replace(partial, path)
             _sync(path.parent)

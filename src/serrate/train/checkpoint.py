@@ -28,6 +28,7 @@ class Position:
         log_bytes: length of log.jsonl at this point.
         loss_sum: loss summed over the targets since the last log record.
         loss_weight: weight of those targets.
+        seconds: time spent so far, validation included.
     """
 
     epoch: int = 0
@@ -40,6 +41,7 @@ class Position:
     log_bytes: int = 0
     loss_sum: float = 0.0
     loss_weight: float = 0.0
+    seconds: float = 0.0
 
 
 def save(folder: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -47,13 +49,19 @@ def save(folder: Path, position: Position, model: nn.Module, optimizer: torch.op
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    place = folder / f"step-{position.step:09d}"
-    with write_folder_aside(place, replace=True) as partial:
+    # The end of an epoch is the step of its last batch too: two names, so that no checkpoint has to make way first.
+    place = folder / f"step-{position.step:09d}-epoch-{position.epoch:06d}"
+    with write_folder_aside(place) as partial:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial / _TENSORS)
         (partial / _POSITION).write_text(json.dumps(asdict(position)), encoding="utf-8")
     for older in _places(folder):
         if older != place:
             shutil.rmtree(older)
+
+
+def exists(folder: Path) -> bool:
+    """Whether `folder` holds a checkpoint."""
+    return bool(_places(folder))
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:

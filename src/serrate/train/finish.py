@@ -26,6 +26,7 @@ def test_metrics(trainer: Trainer) -> dict[str, Any]:
         "examples": {"train": len(material.windows), "validation": len(material.parts.validation),
                      "test": len(own)},
         "best_epoch": trainer.position.best_epoch,
+        "seconds": round(trainer.position.seconds, 1),
         "monitor": {"metric": config.train.monitor, "value": trainer.position.best},
         "warnings": [*material.parts.warnings, *refusals],
         "rows": table(evaluations) + table(validation, "validation"),

@@ -98,6 +98,7 @@ class Trainer:
             _groups(self.model, train.weight_decay), lr=train.learning_rate, betas=train.betas)
         self.position = checkpoint.Position()
         self._since_log = torch.zeros(2, device=self.device)  # loss and weight since the last record
+        self._began = time.monotonic()
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, in every process."""
@@ -108,13 +109,16 @@ class Trainer:
                 log.truncate(self.position.log_bytes)
 
     def train(self) -> None:
-        """Train until the last epoch or until validation stops improving; leave the best weights in the model."""
-        if self.position.step == 0:
+        """Train until the last epoch or until validation stops improving; leave the best weights in rank 0's model."""
+        if not checkpoint.exists(self.folder.checkpoints_path):
+            if self.world.leads:
+                self.folder.log_path.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
             self._record({"event": "start", **self._plan()})
             self._save()
         while self.position.epoch < self.config.train.epochs and not self.position.stopped:
             self._epoch()
-        checkpoint.load_best(self.folder.checkpoints_path, self.model)
+        if self.world.leads:
+            checkpoint.load_best(self.folder.checkpoints_path, self.model)
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Record the end of the run and its test metrics."""
@@ -142,6 +146,7 @@ class Trainer:
             if time.monotonic() - last_save >= self.config.train.checkpoint_seconds:
                 self._save()
                 last_save = time.monotonic()
+        self._check_loss()
         self.position.epoch, self.position.batch = epoch + 1, 0
         if self.position.epoch % self.config.train.validate_every == 0 or self._last_epoch():
             self._validate()
@@ -211,17 +216,21 @@ class Trainer:
         return {"epochs": self.config.train.epochs, "batches": batches.num_batches(0),
                 "events": int(batches.lengths.sum()), "padding_avoided": padding_avoided(batches),
                 "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-                "device": str(self.device), "processes": self.world.size, "torch": torch.__version__}
+                "device": device_name(self.device), "processes": self.world.size, "torch": torch.__version__}
 
     def _log_step(self, events_per_second: float) -> None:
+        self._check_loss()
         loss, weight = self._since_log.tolist()
-        if not np.isfinite(loss):
-            raise InvalidConfig(f"train: the loss became {loss} by step {self.position.step}; "
-                                f"try a train.learning_rate below {self.config.train.learning_rate}")
         self._since_log.zero_()
         self._record({"event": "step", "epoch": self.position.epoch + 1, "batch": self.position.batch,
                       "step": self.position.step, "loss": loss / max(weight, 1e-6),
                       "learning_rate": self.optimizer.param_groups[0]["lr"], "events_per_second": events_per_second})
+
+    def _check_loss(self) -> None:
+        loss = float(self._since_log[0])
+        if not np.isfinite(loss):
+            raise InvalidConfig(f"train: the loss became {loss} by step {self.position.step}; "
+                                f"try a train.learning_rate below {self.config.train.learning_rate}")
 
     def _record(self, record: dict[str, Any]) -> None:
         if self.world.leads:
@@ -232,6 +241,8 @@ class Trainer:
     def _save(self) -> None:
         if self.world.leads:
             log = self.folder.log_path
+            self.position.seconds += time.monotonic() - self._began
+            self._began = time.monotonic()
             self.position.log_bytes = log.stat().st_size if log.exists() else 0
             self.position.loss_sum, self.position.loss_weight = self._since_log.tolist()
             checkpoint.save(self.folder.checkpoints_path, self.position, self.model, self.optimizer)
@@ -251,6 +262,11 @@ def device_of(config: RunConfig, world: World) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InvalidConfig("config: train.device: expected a device that is there, got 'cuda' without CUDA")
     return torch.device(name, world.local_rank) if name == "cuda" else torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a person calls the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager:

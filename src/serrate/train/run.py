@@ -37,12 +37,10 @@ def train(config: RunConfig, histories: Histories, out: Path | str, *,
         InvalidConfig: a device that is not there, or a loss that stops being finite.
     """
     folder, world = RunFolder(out), _world(config)
-    if folder.path.exists() and (not folder.path.is_dir() or any(_foreign(part) for part in folder.path.iterdir())):
+    if world.leads and not _is_free(folder.path):
         raise InvalidArgument("out", "a path that does not exist or an empty folder", str(folder.path))
     trainer = Trainer(config, histories, folder.path, world, listeners)
     if world.leads:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        histories.items.save(folder.items_path)
         folder.write_config({**config.plain(), "data": histories.config, "serrate_version": __version__,
                              "dataset": {**histories.summary(), "path": str(histories.path.resolve())}})
     return _finish(trainer)
@@ -64,14 +62,17 @@ def resume(out: Path | str, histories: Histories | None = None, *,
     values = folder.read_config()
     config = read_run_config(values)
     if folder.metrics_path.exists():
-        raise InvalidRun(f"run: {folder.path} is complete; there is nothing to resume")
+        if not folder.checkpoints_path.exists():
+            raise InvalidRun(f"run: {folder.path} is complete; there is nothing to resume")
+        shutil.rmtree(folder.checkpoints_path)  # all that was left to do
+        return folder
     histories = Histories.open(values["dataset"]["path"]) if histories is None else histories
     for part in ("num_users", "num_items", "num_events"):
         if values["dataset"].get(part) != getattr(histories, part):
             raise InvalidRun(f"run: {folder.path} began with {values['dataset'].get(part)} {part[4:]}, "
                              f"the data set at {histories.path} has {getattr(histories, part)}")
     trainer = Trainer(config, histories, folder.path, _world(config), listeners)
-    if folder.checkpoints_path.exists():  # killed before the first checkpoint: begin again
+    if checkpoint.exists(folder.checkpoints_path):  # else it was killed before the first one: begin again
         trainer.resume()
     return _finish(trainer)
 
@@ -86,6 +87,7 @@ def _finish(trainer: Trainer) -> RunFolder:
     folder = trainer.folder
     if trainer.world.leads:
         metrics = test_metrics(trainer)
+        trainer.material.histories.items.save(folder.items_path)
         checkpoint.save_weights(folder.model_path, trainer.model)
         trainer.finish(metrics)
         folder.write_metrics(metrics)  # last: a run with metrics is complete
@@ -93,9 +95,10 @@ def _finish(trainer: Trainer) -> RunFolder:
     return folder
 
 
-def _foreign(part: Path) -> bool:
-    """Whether a file in the folder of a new run is not what preparing its log there leaves."""
-    return part.name != DATA and not part.name.endswith(".partial")
+def _is_free(out: Path) -> bool:
+    """Whether a new run may go to `out`: there is nothing, or nothing but what preparing its log there leaves."""
+    return not out.exists() or (out.is_dir() and all(
+        part.name == DATA or part.name.endswith(".partial") for part in out.iterdir()))
 
 
 def _world(config: RunConfig) -> World:
