@@ -399,7 +399,9 @@ def test_read_only_and_odd_numpy_arrays(tmp_path):
     assert x.values.data_ptr() == mapped.ctypes.data
     assert from_numpy(np.arange(4)[::-1], np.array([0, 3, 4])).tolist() == [[3, 2, 1], [0]]
     assert from_numpy(np.arange(8)[::2], np.array([0, 3, 4])).tolist() == [[0, 2, 4], [6]]
-    assert from_numpy([np.array([]), np.array([7])]).dtype == torch.int64  # an empty row decides no dtype
+    assert from_numpy([np.array([]), np.array([7])]).dtype == torch.int64  # an empty row decides no dtype …
+    assert from_numpy([np.zeros((0, 2), np.int16)]).values.shape == (0, 2)  # … unless there is no other
+    assert from_numpy([]).tolist() == []
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

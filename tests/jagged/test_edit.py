@@ -14,12 +14,16 @@ from serrate.jagged import (
     concatenate_events,
     concatenate_rows,
     from_lists,
+    from_masked,
+    from_padded,
     gather_rows,
     newest,
     oldest,
     reverse,
     split_events,
     split_rows,
+    to_masked,
+    to_padded,
 )
 from serrate.testing import assert_moves_events, jagged_cases, jagged_tensors, same_rows
 
@@ -117,7 +121,7 @@ def test_nothing_to_do_gives_the_same_object():
 
 def test_a_cut_beyond_int32_is_no_cut():
     x = JaggedTensor.trusted(torch.arange(3), torch.tensor([0, 1, 3], dtype=torch.int32))  # longest is not known
-    assert newest(x, 10**12).tolist() == [[0], [1, 2]]
+    assert newest(x, 10**12).tolist() == oldest(x, 10**12).tolist() == [[0], [1, 2]]
 
 
 def test_offsets_widen_when_one_part_has_int64_or_the_events_outgrow_int32():
@@ -181,6 +185,40 @@ def test_gather_rows_of_an_event_batch_takes_the_context_along(x, data):
     assert taken.context["user"].tolist() == index.tolist()
     assert taken.context["truth"].tolist() == [[i] * i for i in index.tolist()]
     assert copy.copy(taken).context["user"].tolist() == index.tolist()
+
+
+def test_gradients_go_through_event_batches():
+    values = torch.zeros(4, requires_grad=True)
+    x = from_lists([[1, 2, 3], [4]]).with_values(values)
+    newest(EventBatch({"weight": x}), 2)["weight"].values.sum().backward()
+    assert values.grad.tolist() == [0, 1, 1, 1]
+
+
+@pytest.mark.gpu
+def test_what_need_not_wait_for_a_gpu_does_not():
+    x = from_lists([[1.0, 2.0, 3.0], [4.0, 5.0]]).to("cuda")
+    index, ones = torch.tensor([1, 0, 1], device="cuda"), torch.ones(2, dtype=torch.int64, device="cuda")
+    edits = {
+        "newest": lambda: newest(x, 2, num_events=4),
+        "oldest": lambda: oldest(x, 2, num_events=4),
+        "reverse": lambda: reverse(x),
+        "gather_rows": lambda: gather_rows(x, index, num_events=7),
+        "split_events": lambda: split_events(x, ones, num_events=2)[1],
+        "concatenate_rows": lambda: concatenate_rows([x, x]),
+        "concatenate_events": lambda: concatenate_events([x, x]),
+        "to_padded": lambda: from_padded(*to_padded(x), num_events=5),
+        "to_masked": lambda: from_masked(*to_masked(x, side="left"), num_events=5),
+    }
+    made = {}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for name, edit in edits.items():
+            made[name] = edit()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    x, index, ones = x.to("cpu"), index.cpu(), ones.cpu()
+    for name, edit in edits.items():
+        assert same_rows(made[name].to("cpu"), edit()), name
 
 
 # ── torch.compile ───────────────────────────────────────────────────────────────────────────────────────────

@@ -138,7 +138,7 @@ def gather_rows(x: Rows, index: Tensor, *, num_events: int | None = None) -> Row
     """Return the rows `index`, in any order, repeated or not; negative ones count from the end.
 
     Args:
-        x: `B` rows; of an `EventBatch` the context is gathered too.
+        x: `B` rows; of an `EventBatch` the context is gathered too, which waits where context is jagged.
         index: `(M,)` int32 or int64, on the device of `x`. On an accelerator its contents are not checked here.
         num_events: `T` of the result, if known.
 
