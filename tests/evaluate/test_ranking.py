@@ -69,8 +69,10 @@ def test_an_empty_history_is_an_example(make_histories, make_examples, table_sco
 
 def test_examples_without_truth_are_left_out_and_counted(three_users, make_examples):
     scorer, histories, _ = three_users
-    found = evaluate(scorer, histories, make_examples((1, 2, 2), (0, 1, 2), (2, 2, 2)), CONFIG)
-    assert (found.users.tolist(), len(found), found.without_truth) == ([0], 1, 2)
+    found = evaluate(scorer, histories, make_examples((2, 2, 2), (1, 2, 4), (1, 2, 2), (0, 1, 2)), CONFIG)
+    assert found.users.tolist() == [1, 0]
+    assert found.ranks.tolist() == [[3.0, 2.0], [2.0]]
+    assert found.without_truth == 2
 
 
 def test_the_scorer_sees_the_newest_events_and_the_filter_all(make_histories, make_examples):

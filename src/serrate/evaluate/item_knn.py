@@ -30,9 +30,7 @@ class ItemKNN:
         max_pairs: most pairs (two items of one user) to count; refused beyond, as time follows it.
     """
 
-    name = "item-knn"
-
-    def __init__(self, *, neighbours: int = 50, shrinkage: float = 10.0, max_pairs: int = 1_000_000_000):
+    def __init__(self, *, neighbours: int = 50, shrinkage: float = 10.0, max_pairs: int = 500_000_000):
         if neighbours < 1:
             raise InvalidArgument("neighbours", "at least 1", neighbours)
         if not shrinkage >= 0:

@@ -23,8 +23,6 @@ class Markov:
         max_pairs: most different transitions to keep, 16 bytes each.
     """
 
-    name = "markov"
-
     def __init__(self, *, max_pairs: int = 50_000_000):
         self.max_pairs = max_pairs
 

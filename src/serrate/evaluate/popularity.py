@@ -13,8 +13,6 @@ from .training_events import item_counts
 class Popularity:
     """Scores every item by its number of training events, whatever the history."""
 
-    name = "popularity"
-
     def fit(self, histories: Histories, examples: Examples) -> Self:
         """Count the first `ends` events of each training example; return self."""
         self.num_items = histories.num_items
