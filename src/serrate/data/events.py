@@ -56,12 +56,11 @@ def select_events(engine: Engine, source: Source, config: DataConfig) -> EventVi
     if not total:
         raise InvalidData(f"{source.name}: the log holds no events")
     columns, fields = _typed(source, mapping)
-    _filter(engine, config.filter)
-    chosen = _check_values(engine, source, columns)
-    if not chosen:
-        raise InvalidData(f"filter: no event of {total} satisfies {config.filter!r}")
+    chosen = total if config.filter is None else _filter(engine, config.filter, total)
+    table = "log" if config.filter is None else "chosen"
+    _check_values(engine, source, columns, table)
     parts = [f"{column.expression} AS {column.alias}" for column in columns]
-    engine.execute(f"CREATE VIEW events AS SELECT {', '.join(parts)}, {ROW} AS row FROM chosen")
+    engine.execute(f"CREATE VIEW events AS SELECT {', '.join(parts)}, {ROW} AS row FROM {table}")
     order = "moment, row" if mapping.time or mapping.position else "row"
     unit = None
     if mapping.time:
@@ -161,30 +160,35 @@ def _numeric(source: Source, role: str, name: str) -> bool:
     raise _wrong_type(source, role, name, "numbers")
 
 
-def _filter(engine: Engine, condition: str | None) -> None:
-    """Create the view `chosen`, the rows of `log` that satisfy the condition.
+def _filter(engine: Engine, condition: str, total: int) -> int:
+    """Create the view `chosen`, the rows of `log` that satisfy the condition; return their number.
 
     `filter` of a relation takes one expression and nothing else, so that no other statement can be run.
     """
-    log = engine.table("log")
     try:
-        (log if condition is None else log.filter(condition)).create_view("chosen")
+        engine.table("log").filter(condition).create_view("chosen")
     except duckdb.Error as error:
         raise InvalidData(f"filter: cannot apply {condition!r} ({reason(error)})") from None
+    try:
+        chosen = number(engine, "SELECT count(*) FROM chosen")
+    except (duckdb.ConversionException, duckdb.OutOfRangeException) as error:  # a value that it cannot be applied to
+        raise InvalidData(f"filter: cannot apply {condition!r} ({reason(error)})") from None
+    if not chosen:
+        raise InvalidData(f"filter: no event of {total} satisfies {condition!r}")
+    return chosen
 
 
-def _check_values(engine: Engine, source: Source, columns: list[_Column]) -> int:
-    """Count the chosen rows; raise `InvalidData` for the first column with a value that cannot be used."""
+def _check_values(engine: Engine, source: Source, columns: list[_Column], table: str) -> None:
+    """Raise `InvalidData` for the first column with a value that cannot be used."""
     conditions = [(column, condition, meaning) for column in columns for condition, meaning in column.refused]
     # a null makes the later conditions of its column null or true, but the null is reported first
     counts = ", ".join(f"count(*) FILTER ({condition}), min({ROW}) FILTER ({condition})"
                        for _, condition, _ in conditions)
-    total, *found = engine.sql(f"SELECT count(*), {counts} FROM chosen").fetchall()[0]
+    found = engine.sql(f"SELECT {counts} FROM {table}").fetchall()[0]
     for (column, _, meaning), count, row in zip(conditions, found[::2], found[1::2], strict=True):
         if count:
             raise InvalidData(f"{source.name}: column {column.name!r} ({column.role}) holds {count} "
                               f"{meaning}, the first in {source.place(row)}")
-    return total
 
 
 def _null(name: str) -> tuple[str, str]:

@@ -47,8 +47,10 @@ class Wanted:
     columns: tuple[str, ...] | None = None
 
     def of(self, there: list[str]) -> list[str]:
-        """Return the columns to keep of those that are `there`."""
-        return there if self.columns is None else [name for name in there if name in self.columns]
+        """Return the columns to keep: the wanted if all are `there`, else all, for the message to list them."""
+        if self.columns is None or not set(self.columns) <= set(there):
+            return there
+        return list(self.columns)
 
 
 def open_source(engine: Engine, source: Any, kind: str, wanted: Wanted) -> Source:
@@ -135,7 +137,9 @@ def _csv_scan(files: tuple[Path, ...], wanted: Wanted) -> str:
     headers = [next(csv.reader([line], delimiter=separator), []) for line in lines]
     _check_same_header(files, headers)
     types = {name: "VARCHAR" for name in wanted.ids if name in headers[0]}
-    return (f"SELECT {_selected(headers[0], wanted)} FROM read_csv({_paths(files)}, header = true, "
+    kept = wanted.of(headers[0])
+    select = "*" if kept is headers[0] else ", ".join(quoted(name) for name in kept)
+    return (f"SELECT {select} FROM read_csv({_paths(files)}, header = true, "
             f"delim = {literal(separator)}, quote = '\"', escape = '\"', types = {_struct(types)})")
 
 
@@ -241,13 +245,6 @@ def _first_line(file: Path) -> str:
 def _columns(engine: Engine, view: str) -> dict[str, str]:
     found = engine.sql(f"SELECT column_name, column_type FROM (DESCRIBE {view})").fetchall()
     return {name: kind for name, kind in found if name != ROW}
-
-
-def _selected(header: list[str], wanted: Wanted) -> str:
-    """What to copy of a file: the wanted columns if all are there, else all, for the message to list them."""
-    if wanted.columns is None or not set(wanted.columns) <= set(header):
-        return "*"
-    return ", ".join(quoted(name) for name in wanted.columns)
 
 
 def _paths(files: tuple[Path, ...]) -> str:
