@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
-from serrate.data import ColumnMapping, DataConfig, prepare
+from serrate.data import ColumnMapping, DataConfig, Histories, prepare
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,21 @@ def prepared(log_of):
     def make(rows, names=("user", "item", "time"), columns=None, **config):
         mapping = ColumnMapping(**({"time": "time"} if columns is None else columns))
         return prepare(log_of(rows, names), DataConfig(columns=mapping, **config))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def histories_of():
+    """A function: rows of dense items, and of other fields by name → `Histories` without a folder."""
+
+    def make(rows, time_unit="integer", **fields):
+        offsets = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
+        flat = {name: torch.tensor([value for row in values for value in row])
+                for name, values in {"item": rows, **fields}.items()}
+        flat["item"] = flat["item"].int()
+        num_items = max((item for row in rows for item in row), default=-1) + 1
+        return Histories(Path("nowhere"), offsets, flat, {"num_items": num_items, "time_unit": time_unit})
 
     return make
 

@@ -76,8 +76,7 @@ def shard(index: np.ndarray, lengths: np.ndarray | Tensor, rank: int, world: int
     if not 0 <= rank < world:
         raise InvalidArgument("rank", f"0 … {world - 1}", rank)
     ends = np.concatenate([[0], np.cumsum(np.asarray(lengths)[index], dtype=np.int64)])
-    # a row goes to the rank in whose share of the events its middle lies; rows without events count a little
-    middles = (ends[:-1] + ends[1:]) / 2 + np.arange(len(index)) / max(len(index), 1) * 1e-6
+    middles = (ends[:-1] + ends[1:]) / 2  # a row goes to the rank in whose share of the events its middle lies
     first, last = (np.searchsorted(middles, ends[-1] * edge / world) for edge in (rank, rank + 1))
     first, last = (0 if rank == 0 else first), (len(index) if rank == world - 1 else last)
     return index[first:last]
