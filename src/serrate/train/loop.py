@@ -26,6 +26,7 @@ from ..run_folder import RunFolder
 from . import checkpoint
 from .config import RunConfig
 from .schedule import learning_rate
+from .track import TensorBoard
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -88,7 +89,7 @@ class Trainer:
         self.material = prepare_material(config, histories)
         self.folder = RunFolder(out)
         self.world = world
-        self.listeners = listeners
+        self.listeners = [*listeners, TensorBoard(out / "tensorboard")]
         self.device = device_of(config, world)
         torch.manual_seed(config.seed)
         self.model = models.build(config.model, histories.num_items).to(self.device)
