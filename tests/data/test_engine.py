@@ -49,6 +49,8 @@ def test_a_message_of_the_engine_is_one_line(message, line):
 
 @pytest.mark.parametrize(("raised", "expected", "line"), [
     ((duckdb.IOException, "IO Error: Could not write: No space left on device"), NotWritable, "out: no space left"),
+    ((duckdb.OutOfMemoryException, "Out of Memory Error: x\nThis limit was set by the 'max_temp_directory_size'"),
+     NotWritable, "out: no space left on the disk to sort log"),
     ((duckdb.OutOfMemoryException, "Out of Memory Error: x"), InvalidData, "memory_limit: too small to prepare log"),
     ((duckdb.IOException, "IO Error: Could not read file"), InvalidData, "log: Could not read file"),
     ((pa.ArrowInvalid, "odd"), InvalidData, "log: odd"),

@@ -41,7 +41,9 @@ def reading(name: str) -> Iterator[None]:
     """Turn what the engine and Arrow raise while they read `name` into one line: `InvalidData`, `NotWritable`."""
     try:
         yield
-    except duckdb.OutOfMemoryException:
+    except duckdb.OutOfMemoryException as error:
+        if "max_temp_directory_size" in str(error):  # by default, what is free on the disk
+            raise NotWritable(f"out: no space left on the disk to sort {name}") from None
         raise InvalidData(f"memory_limit: too small to prepare {name}; raise it, or lower threads") from None
     except (duckdb.Error, pa.ArrowException) as error:
         if "No space left on device" in str(error):
