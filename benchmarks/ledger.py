@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import serrate
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -61,4 +63,4 @@ def device() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that matter."""
-    return {"python": platform.python_version(), "torch": version("torch"), "serrate": version("serrate")}
+    return {"python": platform.python_version(), "torch": version("torch"), "serrate": serrate.__version__}

@@ -12,23 +12,26 @@ from torch import Tensor, nn
 
 from ..errors import InvalidArgument
 
+_CHUNK_LOGITS = {"cpu": 2**20}
+
 
 class FullSoftmax(nn.Module):
     """Cross-entropy over the whole catalogue, in chunks of events: the `(T, V)` logits never exist at once.
 
     Args:
         temperature: divides the logits.
-        chunk_logits: how many logits exist at a time.
+        chunk_logits: how many logits exist at a time; None: as many as a cache holds on the CPU, 2^27 elsewhere.
     """
 
-    def __init__(self, *, temperature: float = 1.0, chunk_logits: int = 2**20):
+    def __init__(self, *, temperature: float = 1.0, chunk_logits: int | None = None):
         super().__init__()
         self.temperature = _positive("temperature", temperature)
         self.chunk_logits = chunk_logits
 
     def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the scalar `-Σ weights · log softmax(logits)[target]`, float32 (float64 for float64)."""
-        chunk = max(1, self.chunk_logits // max(1, table.shape[0]))
+        most = self.chunk_logits or _CHUNK_LOGITS.get(hidden.device.type, 2**27)
+        chunk = max(1, most // max(1, table.shape[0]))
         if torch.is_autocast_enabled(hidden.device.type):
             low = torch.get_autocast_dtype(hidden.device.type)
             hidden, table = hidden.to(low), table.to(low)
