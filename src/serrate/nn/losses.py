@@ -108,7 +108,7 @@ class BinaryCrossEntropy(nn.Module):
         self.temperature = _positive("temperature", temperature)
 
     def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the scalar weighted sum; draws from torch's global generator."""
+        """Return the scalar weighted sum over the `(T,)` events; draws from torch's global generator."""
         ids = torch.randint(self.num_items, (targets.shape[0], self.negatives), device=targets.device)
         positive = (hidden * table[targets]).sum(-1).float() / self.temperature
         negative = torch.einsum("te,tke->tk", hidden, table[ids]).float() / self.temperature

@@ -42,13 +42,14 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool, sca
 
 
 @torch.library.custom_op("serrate::attention_cpu_backward", mutates_args=(), device_types="cpu")
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, offsets: Tensor,
-              causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(grad: Tensor, saved: list[Tensor], offsets: Tensor, causal: bool,
+              scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of `q`, `k` and `v`; `saved` holds these, the output and the log-sum-exp."""
     order, groups = _groups(offsets)
-    saved = [x.index_select(0, order) for x in (grad, q, k, v, out, logsumexp)]
-    sorted_grads = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v)]
+    sorted_inputs = [x.index_select(0, order) for x in (grad, *saved)]
+    sorted_grads = [torch.empty(x.shape, dtype=x.dtype) for x in saved[:3]]
     for start, rows, length in groups:
-        dense = [_dense(x, start, rows, length) for x in saved]
+        dense = [_dense(x, start, rows, length) for x in sorted_inputs]
         results = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *dense, 0.0, causal, scale=scale)
         for target, result in zip(sorted_grads, results, strict=True):
@@ -90,16 +91,16 @@ def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool, scale: flo
 
 
 @_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, offsets: Tensor,
-      causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+def _(grad: Tensor, saved: list[Tensor], offsets: Tensor, causal: bool,
+      scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in saved[:3])
     return dq, dk, dv
 
 
 def _setup_context(ctx, inputs, output) -> None:
     q, k, v, offsets, ctx.causal, ctx.scale = inputs
     out, logsumexp = output
-    ctx.save_for_backward(q, k, v, out, logsumexp, offsets)
+    ctx.save_for_backward(offsets, q, k, v, out, logsumexp)
     ctx.mark_non_differentiable(logsumexp)
     ctx.set_materialize_grads(False)
 
@@ -107,7 +108,8 @@ def _setup_context(ctx, inputs, output) -> None:
 def _autograd(ctx, grad: Tensor | None, _: Tensor | None):
     if grad is None:
         return None, None, None, None, None, None
-    return *_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None, None
+    offsets, *saved = ctx.saved_tensors
+    return *_backward(grad, saved, offsets, ctx.causal, ctx.scale), None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
