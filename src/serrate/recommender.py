@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from .data import prepare
-from .errors import InvalidArgument
+from .data import Histories, prepare
+from .errors import InvalidArgument, SerrateError
+from .files import write_folder_aside
 from .report import write_report
 from .run_folder import RunFolder
 from .serve import Predictor, Recommended
-from .train import RunConfig, train
+from .train import DATA, RunConfig, read_run_config, train
 
 Part = TypeVar("Part")
 
@@ -44,28 +45,29 @@ class Recommender:
     def from_pretrained(cls, path: Path | str, *, device: str = "auto") -> Self:
         """Load a saved run; `device` is `auto`, `cpu` or `cuda`. Raises `InvalidRun` when it cannot be used."""
         predictor = Predictor.open(path, device=device)
-        known = {name: value for name, value in predictor.config.items() if name in RunConfig.model_fields}
-        loaded = cls(known)
+        loaded = cls(read_run_config(predictor.config))
         loaded._folder, loaded._predictor = RunFolder(path), predictor
         return loaded
 
     def fit(self, log: Any, out: Path | str | None = None) -> Self:
-        """Prepare the log, train, choose the epoch on validation, test once.
+        """Prepare the log, train, choose the epoch on validation, test once, write the report.
 
         Args:
-            log: whatever `data.prepare` reads: a path, or an Arrow, pandas or polars table.
+            log: whatever `data.prepare` reads (a path, or an Arrow, pandas or polars table), or a data set that is
+                prepared already (`Histories`, or the path of its folder).
             out: where the saved run goes; a temporary folder when None (`save` copies it).
 
         Raises:
             InvalidData: the log cannot be used.
+            InvalidArgument: `out` is not empty.
         """
-        histories = prepare(log, self.config.data)
+        holder = None
         if out is None:
-            self._holder = tempfile.TemporaryDirectory(prefix="serrate-")
-            out = Path(self._holder.name) / "run"
-        self._folder = train(self.config, histories, out)
-        write_report(self._folder.path)
-        self._predictor = Predictor.open(out)
+            holder = tempfile.TemporaryDirectory(prefix="serrate-")
+            out = Path(holder.name) / "run"
+        folder = self._train(log, Path(out))
+        write_report(folder.path)
+        self._folder, self._predictor, self._holder = folder, Predictor.open(out), holder
         return self
 
     def recommend(self, histories: Iterable[Sequence[Any]], k: int = 10, *, exclude_seen: bool = True,
@@ -80,10 +82,27 @@ class Recommender:
         return self._fitted(self._folder).read_metrics()
 
     def save(self, path: Path | str) -> None:
-        """Copy the saved run to `path`, which must not exist."""
-        if Path(path).exists():
-            raise InvalidArgument("path", "a path that does not exist", str(path))
-        shutil.copytree(self._fitted(self._folder).path, path)
+        """Copy the saved run to `path`, which must not exist or be an empty folder, whole or not at all."""
+        source = self._fitted(self._folder).path
+        with write_folder_aside(Path(path)) as partial:
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+
+    def _train(self, log: Any, out: Path) -> RunFolder:
+        """Train on what is prepared, or on a log that is prepared into `out` first; one of no use leaves nothing."""
+        if isinstance(log, Histories):
+            return train(self.config, log, out)
+        if isinstance(log, str | Path) and (Path(log) / "dataset.json").exists():
+            return train(self.config, Histories.open(log), out)
+        folder, prepared = RunFolder(out), out / DATA
+        if folder.config_path.exists():
+            raise InvalidArgument("out", "a path that does not exist or an empty folder", f"a saved run, {out}")
+        there = [path for path in (out, prepared) if path.exists()]
+        try:
+            return train(self.config, prepare(log, self.config.data, prepared), out)
+        except SerrateError:
+            if prepared not in there and not folder.config_path.exists():
+                shutil.rmtree(out if out not in there else prepared, ignore_errors=True)
+            raise
 
     @staticmethod
     def _fitted(part: Part | None) -> Part:

@@ -1,87 +1,113 @@
 """`serrate data`: look at a log, prepare it, make one."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..config import override
-from ..data import DataConfig, SplitConfig, inspect, prepare, split, synthesize
+from ..data import DataConfig, Histories, SplitConfig, inspect, prepare, split, synthesize
+from ..errors import InvalidData
+from ..files import write_folder_aside
+from .groups import group
 from .show import columns_table, err, facts, out, say
 
-app = typer.Typer(help="Event logs: inspect, prepare, synthesize.", no_args_is_help=True, rich_markup_mode="markdown")
+app = group("Event logs: inspect, prepare, synthesize.")
 
-Log = Annotated[str, typer.Argument(help="a file, folder or glob: Parquet, CSV, RecBole .inter, MovieLens",
-                                    show_default=False)]
-User = Annotated[str | None, typer.Option(help="the user column")]
-Item = Annotated[str | None, typer.Option(help="the item column")]
-Time = Annotated[str | None, typer.Option(help="the time column")]
-Position = Annotated[str | None, typer.Option(help="a column that only gives the order")]
-Changes = Annotated[list[str] | None, typer.Option("--set", help="any other key of `data`, as key.path=value")]
+Log = Annotated[str, typer.Argument(
+    metavar="LOG", help="a file, folder or glob: Parquet, CSV, JSON lines, RecBole .inter, MovieLens",
+    show_default=False)]
+Folder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="the folder to write", show_default=False)]
+User = Annotated[str | None, typer.Option(metavar="COLUMN", help="who")]
+Item = Annotated[str | None, typer.Option(metavar="COLUMN", help="what")]
+Time = Annotated[str | None, typer.Option(metavar="COLUMN", help="when; a user's events are put in this order")]
+Position = Annotated[str | None, typer.Option(metavar="COLUMN", help="the order, where the log has no times")]
+Changes = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="KEY=VALUE", help="any other key under `data` of `serrate config show default`")]
 
 
 @app.command("inspect")
 def inspect_log(log: Log, user: User = None, item: Item = None, time: Time = None, position: Position = None,
                 changes: Changes = None) -> None:
-    """Show what is in a log: columns, users, items, history lengths, and what a split would leak.
+    """Show what is in a log, or in a prepared data set.
 
+    Columns, users, items, lengths of histories, and what a split would leak. Columns with usual names are taken
+    for what they say; name the others.
+
+    \b
     Examples:
-
-        serrate data inspect ratings.dat
-
-        serrate data inspect events.parquet --user user_id --item item_id --time timestamp
+      serrate data inspect ratings.dat
+      serrate data inspect events.parquet --user user_id --item item_id --time timestamp
+      serrate data inspect 'logs/2025-*.csv' --set filter='rating >= 4'
     """
+    if (Path(log) / "dataset.json").exists():
+        _describe(Histories.open(log))
+        return
     values = _values(None, user, item, time, position, changes)
     found = inspect(log, DataConfig.parse(values).format)
     out.print(columns_table(log, found))
     mapping = found.mapping | values["columns"]
     if not {"user", "item"} <= set(mapping):
-        say("say which columns are the user and the item: --user NAME --item NAME", err)
+        say("say which columns are the user and the item: --user COLUMN --item COLUMN", err)
         return
-    histories = prepare(log, DataConfig.parse({**values, "columns": mapping}))
-    out.print(facts("histories", _flat(histories.summary())))
-    for warning in split(histories, SplitConfig()).warnings:
-        say(f"note: {warning}")
-    options = " ".join(f"--{role} {name}" for role, name in mapping.items() if isinstance(name, str))
-    say(f"next: serrate data prepare {log} --out prepared {options}")
+    _describe(prepare(log, DataConfig.parse({**values, "columns": mapping})))
+    roles = [part for role, column in mapping.items() if isinstance(column, str) for part in (f"--{role}", column)]
+    changed = [part for change in changes or [] for part in ("--set", change)]
+    say("next: " + shlex.join(["serrate", "data", "prepare", log, "--out", "prepared", *roles, *changed]))
 
 
 @app.command("prepare")
 def prepare_log(
-    log: Log,
-    result: Annotated[Path, typer.Option("--out", help="the folder to write", show_default=False)],
-    user: User = None, item: Item = None, time: Time = None, position: Position = None,
-    condition: Annotated[str | None, typer.Option("--filter", help="keep events where, such as: rating >= 4")] = None,
+    log: Log, folder: Folder, user: User = None, item: Item = None, time: Time = None, position: Position = None,
+    condition: Annotated[str | None, typer.Option(
+        "--filter", metavar="CONDITION", help="keep the events that satisfy it, such as: rating >= 4")] = None,
     changes: Changes = None,
 ) -> None:
-    """Sort and group a log into jagged histories, out of core, ready to train on.
+    """Sort and group a log into histories to train on.
 
+    The work is done out of core, so the log may be larger than memory. Without --user and --item the columns are
+    `user` and `item`; without --time and --position the order of the file counts.
+
+    \b
     Examples:
-
-        serrate data prepare ratings.dat --out ml-1m.prepared
-
-        serrate data prepare events/ --out prepared --user user_id --item sku --time ts
-            --filter "kind = 'buy'" --set min_item_events=5
+      serrate data prepare ratings.dat --out ml-1m.prepared --time time
+      serrate data prepare events/ --out prepared --user user_id --item sku --time ts
+      serrate data prepare events.csv --out bought --filter "kind = 'buy'" --set min_item_events=5
     """
-    config = DataConfig.parse(_values(condition, user, item, time, position, changes))
-    histories = prepare(log, config, result)
-    out.print(facts(str(result), _flat(histories.summary())))
+    histories = prepare(log, DataConfig.parse(_values(condition, user, item, time, position, changes)), folder)
+    out.print(facts(str(folder), _flat(histories.summary())))
 
 
 @app.command("synthesize")
 def synthesize_log(
-    result: Annotated[Path, typer.Option("--out", help="the folder to write", show_default=False)],
-    events: Annotated[int, typer.Option(help="how many events, about")] = 1_000_000,
-    seed: Annotated[int, typer.Option()] = 0,
+    folder: Folder,
+    events: Annotated[int, typer.Option(metavar="NUMBER", help="how many events")] = 1_000_000,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="the same seed gives the same log")] = 0,
 ) -> None:
-    """Make a log with a sequential signal and long-tailed histories; the same for the same seed.
+    """Make a log that has something to learn, of any size.
 
-    Example:
+    Histories follow a sequential signal and have long-tailed lengths. Writes events.parquet (user, item, time) and
+    items.parquet (id, title).
 
-        serrate data synthesize --events 100000000 --out synthetic
+    \b
+    Examples:
+      serrate data synthesize --out synthetic
+      serrate data synthesize --out large --events 100000000 --seed 1
     """
-    log = synthesize(result / "events.parquet", events, seed=seed, titles=result / "items.parquet")
-    say(f"wrote {log} and the titles beside it", err)
+    with write_folder_aside(folder) as partial:
+        synthesize(partial / "events.parquet", events, seed=seed, titles=partial / "items.parquet")
+    say(f"wrote {folder / 'events.parquet'} and the titles beside it", err)
+
+
+def _describe(histories: Histories) -> None:
+    out.print(facts("histories", _flat(histories.summary())))
+    try:
+        warnings = split(histories, SplitConfig()).warnings
+    except InvalidData as error:  # too little to train on is no reason not to look
+        warnings = (str(error),)
+    for warning in warnings:
+        say(f"note: {warning}")
 
 
 def _values(condition: str | None, user: str | None, item: str | None, time: str | None, position: str | None,

@@ -18,11 +18,13 @@ _PACKAGES = ("torch", "triton", "numpy", "pyarrow", "duckdb", "pydantic", "safet
 
 
 def doctor() -> None:
-    """Show versions, devices, and for each kernel which implementations are usable here, and why the others are not.
+    """Show versions, devices, and what is usable here.
 
+    For each kernel, device and type: which implementation is chosen, and why another cannot serve.
+
+    \b
     Example:
-
-        serrate doctor
+      serrate doctor
     """
     out.print(facts(f"serrate {__version__}", {"python": platform.python_version(), "system": platform.platform(),
                                                 "cores": os.cpu_count() or 1, "disk free here": _free_disk(),

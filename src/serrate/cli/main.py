@@ -8,21 +8,15 @@ import typer
 
 from ..errors import SerrateError
 from . import config, data, doctor, quickstart, run
+from .groups import group
 
 # Typer brings its own copy of click, or uses an installed one: take the classes from what it exports.
 _UsageError: type[Exception]
 _ClickException: type[Exception]
 _UsageError, _ClickException = typer.BadParameter.__mro__[1:3]
 
-app = typer.Typer(
-    name="serrate",
-    help="Sequence recommenders without padding: from an event log to recommendations.",
-    epilog="Start with: serrate quickstart",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
+app = group("Sequence recommenders without padding: from an event log to recommendations.",
+            epilog="Start with `serrate quickstart`; `serrate COMMAND --help` shows examples of a command.")
 app.command()(quickstart.quickstart)
 app.add_typer(data.app, name="data")
 app.command()(run.train)
@@ -41,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
     except _UsageError as error:
         context = getattr(error, "ctx", None)
-        command = f"{context.command_path}: " if context else ""
-        return _fail(f"{command}{_message(error)} (see --help)")
+        command = context.command_path if context else "serrate"
+        return _fail(f"{_message(error)} (see {command} --help)")
     except _ClickException as error:
         return _fail(_message(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -63,5 +57,5 @@ def _message(error: BaseException) -> str:
 
 
 def _fail(message: str) -> int:
-    typer.echo(f"serrate: error: {message}", err=True)
+    typer.echo(f"serrate: error: {SerrateError(message)}", err=True)  # which keeps it on one line
     return 2

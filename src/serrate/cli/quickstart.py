@@ -1,5 +1,6 @@
 """`serrate quickstart`: the whole way on a synthetic log, in minutes."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -14,24 +15,28 @@ from ..train import train as train_run
 from .run import show_recommended, show_results
 from .show import TrainingProgress, err, say
 
-_HISTORY = 5
+_HISTORY, _SHOWN = 5, 5
 
 
 def quickstart(
-    folder: Annotated[Path, typer.Option("--out", help="where everything goes")] = Path("serrate-quickstart"),
-    events: Annotated[int, typer.Option(help="size of the synthetic log")] = 250_000,
-    seed: Annotated[int, typer.Option()] = 0,
+    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="where everything goes")] = Path(
+        "serrate-quickstart"),
+    events: Annotated[int, typer.Option(metavar="NUMBER", help="size of the synthetic log")] = 250_000,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="of the synthetic log")] = 0,
 ) -> None:
-    """Make a log, train on it, compare with baselines, recommend, write a report: under five minutes.
+    """Go the whole way on a synthetic log, in under five minutes.
 
-    Example:
+    Makes a log, trains on it, compares the model with baselines, recommends, and writes a report.
 
-        serrate quickstart --out try-it
+    \b
+    Examples:
+      serrate quickstart
+      serrate quickstart --out try-it --events 50000
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidArgument("--out", "a path that does not exist or an empty folder", str(folder))
     log, run = folder / "log", folder / "run"
-    say(f"1/3  a synthetic log of about {events:,} events", err)
+    say(f"1/3  a synthetic log of {events:,} events", err)
     synthesize(log / "events.parquet", events, seed=seed, titles=log / "items.parquet")
     plain = read_recipe("quickstart").plain()
     plain["data"]["items"]["path"] = str(log / plain["data"]["items"]["path"])
@@ -46,5 +51,6 @@ def quickstart(
     show_results(run)
     predictor = Predictor.open(run)
     newest = histories.items.decode(histories.field("item")[0][-_HISTORY:])
-    say(f"\nserrate recommend {run} --history {','.join(map(str, newest))}")
-    show_recommended(predictor, newest, 5, exclude_seen=True)
+    command = ["serrate", "recommend", str(run), "-k", str(_SHOWN), "--history", ",".join(map(str, newest))]
+    say(f"\n{shlex.join(command)}")
+    show_recommended(predictor, newest, _SHOWN, exclude_seen=True)

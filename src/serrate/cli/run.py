@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from ..config import override
 from ..data import DataConfig, Histories, prepare, split
-from ..errors import InvalidArgument, InvalidData
+from ..errors import InvalidArgument, InvalidData, InvalidRun, SerrateError
 from ..evaluate import evaluate as rank
 from ..evaluate import evaluate_baselines, table
 from ..report import write_report
@@ -20,38 +21,47 @@ from ..train import resume as resume_run
 from ..train import train as train_run
 from .show import TrainingProgress, comparison_lines, err, metric_table, out, say
 
-Run = Annotated[Path, typer.Argument(help="the folder of a saved run", show_default=False)]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a saved run", show_default=False)]
+
+_DEFAULT = "default"
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="a recipe (see `serrate config ls`) or a YAML file")] = "default",
-    changes: Annotated[list[str] | None, typer.Argument(help="key.path=value …", show_default=False)] = None,
-    log: Annotated[Path | None, typer.Option("--data", help="a prepared data set, or a log to prepare first",
-                                             show_default=False)] = None,
-    run: Annotated[Path | None, typer.Option("--out", help="where the saved run goes", show_default=False)] = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with this stopped run", show_default=False)] = None,
+    recipe: Annotated[str, typer.Argument(
+        metavar="RECIPE", help="a recipe (see `serrate config ls`), or a YAML file")] = _DEFAULT,
+    changes: Annotated[list[str] | None, typer.Argument(
+        metavar="KEY=VALUE", help="changes to the recipe, such as train.epochs=5", show_default=False)] = None,
+    log: Annotated[Path | None, typer.Option(
+        "--data", metavar="DATA", help="a prepared data set, or a log to prepare first", show_default=False)] = None,
+    run: Annotated[Path | None, typer.Option(
+        "--out", metavar="RUN", help="where the saved run goes", show_default=False)] = None,
+    resume: Annotated[Path | None, typer.Option(
+        metavar="RUN", help="go on with this stopped run", show_default=False)] = None,
 ) -> None:
-    """Train a model: choose the epoch on validation, test once, write a report.
+    """Train a model, test it, write a report.
 
+    Validation chooses the epoch, the test split is read once. A run that was stopped or killed goes on with
+    --resume, to the same result. `serrate config show RECIPE` prints every key that can be changed.
+
+    \b
     Examples:
-
-        serrate train sasrec-ml-1m --data ml-1m.prepared --out runs/first
-
-        serrate train default train.epochs=5 model.width=128 --data events.parquet --out runs/second
-
-        serrate train --resume runs/first
-
-        torchrun --nproc_per_node 2 -m serrate.cli train default --data prepared --out runs/two
+      serrate train --data prepared --out runs/first
+      serrate train default train.epochs=5 model.width=128 --data prepared --out runs/wide
+      serrate train default data.columns.time=ts --data events.parquet --out runs/from-log
+      serrate train mine.yaml --data prepared --out runs/mine
+      serrate train --resume runs/first
+      torchrun --nproc_per_node 2 -m serrate.cli train default --data prepared --out runs/two
     """
     with TrainingProgress() as progress:
         if resume is not None:
-            histories = Histories.open(log) if log else None
-            folder = resume_run(resume, histories, listeners=[progress])
+            if recipe != _DEFAULT or changes or run is not None:
+                raise InvalidArgument("--resume", "no recipe, changes or --out: the run knows its own", "some")
+            folder = resume_run(resume, Histories.open(log) if log else _data_of(resume), listeners=[progress])
+        elif log is None or run is None:
+            raise InvalidArgument("train", "--data DATA and --out RUN, or --resume RUN",
+                                  "no --data" if log is None else "no --out")
         else:
-            if log is None or run is None:
-                raise InvalidArgument("train", "--data and --out (or --resume RUN)", "one missing")
-            config = read_recipe(recipe, changes)
-            folder = train_run(config, _open_or_prepare(log, config.data, run / DATA), run, listeners=[progress])
+            folder = _train(read_recipe(recipe, changes), log, run, progress)
     if os.environ.get("RANK", "0") == "0":
         write_report(folder.path)
         show_results(folder.path)
@@ -59,26 +69,30 @@ def train(
 
 def evaluate(
     run: Run,
-    log: Annotated[Path | None, typer.Option("--data", help="the prepared data set; by default where it was")] = None,
-    part: Annotated[str, typer.Option("--split", help="test or validation")] = "test",
+    log: Annotated[Path | None, typer.Option(
+        "--data", metavar="DATA", help="the prepared data set; by default where it was")] = None,
+    part: Annotated[str, typer.Option("--split", metavar="SPLIT", help="test or validation")] = "test",
     baselines: Annotated[bool, typer.Option(help="evaluate the baselines too")] = True,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="evaluate.key=value")] = None,
+    changes: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="KEY=VALUE", help="a change, such as evaluate.exclude_seen=false")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
-    """Evaluate a saved run again, on the split it was tested on.
+    """Evaluate a saved run again.
 
+    \b
     Examples:
-
-        serrate evaluate runs/first
-
-        serrate evaluate runs/first --split validation --set evaluate.exclude_seen=false --json
+      serrate evaluate runs/first
+      serrate evaluate runs/first --split validation --set evaluate.exclude_seen=false
+      serrate evaluate runs/first --data prepared --no-baselines --json
     """
     if part not in ("test", "validation"):
         raise InvalidArgument("--split", "test or validation", repr(part))
+    for change in changes or []:
+        if not change.startswith("evaluate."):
+            raise InvalidArgument("--set", "a change to a key under `evaluate`, such as evaluate.resamples=100", change)
     predictor = Predictor.open(run)
-    plain = read_run_config(predictor.config).plain()
-    config = RunConfig.parse(override(plain, changes or []))
-    histories = Histories.open(log or predictor.config["dataset"]["path"])
+    config = RunConfig.parse(override(read_run_config(predictor.config).plain(), changes or []))
+    histories = Histories.open(log) if log else _data_of(run)
     if len(histories.items) != len(predictor.items) or histories.items.decode(range(len(histories.items))) != \
             predictor.items.decode(range(len(predictor.items))):
         raise InvalidData(f"{histories.path}: its items are not those that {run} was trained on")
@@ -104,45 +118,57 @@ def evaluate(
 def recommend(
     run: Run,
     histories: Annotated[Path | None, typer.Option(
-        "--histories", help="a log of events, or Parquet with a list column `history`", show_default=False)] = None,
-    result: Annotated[Path | None, typer.Option("--out", help="the Parquet file to write", show_default=False)] = None,
+        "--histories", metavar="LOG", help="the events of many users, see above", show_default=False)] = None,
+    result: Annotated[Path | None, typer.Option(
+        "--out", metavar="FILE", help="the Parquet file to write", show_default=False)] = None,
     history: Annotated[str | None, typer.Option(
-        help="one history instead of a file: item ids, oldest first, separated by commas", show_default=False)] = None,
-    k: Annotated[int, typer.Option("-k", help="how many items")] = 10,
-    exclude_seen: Annotated[bool, typer.Option(help="leave out items of the history")] = True,
+        metavar="ID,ID,…", help="one history instead: raw item ids, oldest first", show_default=False)] = None,
+    k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="how many items")] = 10,
+    exclude_seen: Annotated[bool, typer.Option(help="leave out the items of the history itself")] = True,
     columns: Annotated[list[str] | None, typer.Option(
-        "--column", help="user=…, item=…, time=… where the file's names differ from the training log's")] = None,
+        "--column", metavar="ROLE=COLUMN", help="where the log's names differ from the training log's")] = None,
+    changes: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="KEY=VALUE", help="another change to how the log is read, a key under `data`")] = None,
 ) -> None:
-    """Recommend items to users, also to users never seen in training.
+    """Recommend items, also to users never seen in training.
 
+    LOG is a log like the one the run was trained on (same columns, filter and item table), a prepared data set, or
+    Parquet with a user a row and a list column `history` of raw item ids, oldest first. FILE gets a row a user:
+    user, items (best first), scores, and how many events the model does not know; they are left out.
+
+    \b
     Examples:
-
-        serrate recommend runs/first --history 1193,661,914
-
-        serrate recommend runs/first --histories new-users.parquet --out recommended.parquet -k 20
+      serrate recommend runs/first --history 1193,661,914
+      serrate recommend runs/first --histories new-users.parquet --out recommended.parquet -k 20
+      serrate recommend runs/first --histories today.csv --out recommended.parquet --column user=visitor
+      serrate recommend runs/first --histories today.csv --out recommended.parquet --set filter=null
     """
     if (histories is None) == (history is None):
-        raise InvalidArgument("recommend", "either --histories FILE or --history ID,ID,…",
-                              "both" if history else "neither")
+        raise InvalidArgument("recommend", "either --history ID,ID,… or --histories LOG",
+                              "neither" if history is None else "both")
+    if (histories is None) != (result is None):
+        raise InvalidArgument("recommend", "--histories LOG and --out FILE together", "one of them")
     predictor = Predictor.open(run)
-    if history is not None:
-        show_recommended(predictor, [part.strip() for part in history.split(",") if part.strip()], k, exclude_seen)
+    if histories is None or result is None:
+        items = [part.strip() for part in (history or "").split(",")]
+        show_recommended(predictor, [item for item in items if item], k, exclude_seen)
         return
-    if result is None:
-        raise InvalidArgument("recommend", "--out FILE beside --histories", "none")
-    served = recommend_file(predictor, str(histories), result, k, exclude_seen=exclude_seen,
-                            columns=override({}, columns or []))
+    assignments = [f"columns.{column}" for column in columns or []] + (changes or [])
+    config = DataConfig.parse(override(predictor.data_config.plain(), assignments))
+    served = recommend_file(predictor, str(histories), result, k, exclude_seen=exclude_seen, config=config)
     say(f"{served.users:,} users, {served.events:,} events → {result}", err)
     if served.unknown:
         say(f"note: {served.unknown:,} events have items that the model does not know; they were left out", err)
 
 
 def report(run: Run) -> None:
-    """Write the report of a saved run again: one HTML file, no network needed.
+    """Write the report of a saved run again.
 
+    The report is one HTML file that needs no network: RUN/report.html.
+
+    \b
     Example:
-
-        serrate report runs/first
+      serrate report runs/first
     """
     say(str(write_report(run)))
 
@@ -167,12 +193,42 @@ def show_recommended(predictor: Predictor, history: list[Any], k: int, exclude_s
         say(f"note: not known to the model: {', '.join(map(str, answer.unknown))}", err)
 
 
-def _open_or_prepare(log: Path, config: DataConfig, folder: Path) -> Histories:
-    """Open a prepared data set, or prepare a log into `folder`."""
+def _train(config: RunConfig, log: Path, run: Path, progress: TrainingProgress) -> RunFolder:
+    """Train on a prepared data set, or on a log that is prepared into the run folder first.
+
+    Nothing is left of a log that turns out not to be one to train on.
+    """
     if (log / "dataset.json").exists():
-        return Histories.open(log)
+        return train_run(config, Histories.open(log), run, listeners=[progress])
+    folder, prepared = RunFolder(run), run / DATA
+    if folder.config_path.exists():
+        raise InvalidArgument("--out", "a path that does not exist or an empty folder", f"a saved run, {run}")
+    there = [path for path in (run, prepared) if path.exists()]
+    try:
+        return train_run(config, _prepare(log, config.data, prepared), run, listeners=[progress])
+    except SerrateError:
+        if prepared not in there and not folder.config_path.exists():
+            shutil.rmtree(run if run not in there else prepared, ignore_errors=True)
+        raise
+
+
+def _prepare(log: Path, config: DataConfig, folder: Path) -> Histories:
+    """Prepare a log, or take up what a run that was killed before its training began has prepared of it."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InvalidArgument("--data", "a prepared data set when several processes train", str(log))
-    if (folder / "dataset.json").exists() and Histories.open(folder).config == config.plain():
-        return Histories.open(folder)  # a run that was killed before its first checkpoint begins again
+    if (folder / "dataset.json").exists():
+        prepared = Histories.open(folder)
+        if prepared.config == config.plain() and prepared.summary()["source"] == str(log):
+            return prepared
     return prepare(str(log), config, folder)
+
+
+def _data_of(run: Path) -> Histories:
+    """Open the data set that a run was trained on: in its folder, also after that moved, or where it was."""
+    inside = run / DATA
+    if (inside / "dataset.json").exists():
+        return Histories.open(inside)
+    path = RunFolder(run).read_config().get("dataset", {}).get("path")
+    if path is None:
+        raise InvalidRun(f"run: {RunFolder(run).config_path} does not say where its data set is; use --data DATA")
+    return Histories.open(path)

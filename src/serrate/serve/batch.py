@@ -3,17 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pyarrow.dataset import dataset
 
 from ..data import DataConfig, Histories, prepare
-from ..errors import InvalidData
+from ..errors import InvalidArgument, InvalidData
 from ..files import write_aside
 from ..jagged import JaggedTensor
+from .item_ids import model_ids
 from .predictor import Predictor
 
 _ROWS_AT_A_TIME = 4096
@@ -38,29 +39,36 @@ class _Block:
 
 
 def recommend_file(predictor: Predictor, source: Path | str, out: Path | str, k: int = 10, *,
-                   exclude_seen: bool = True, columns: dict[str, Any] | None = None) -> Served:
+                   exclude_seen: bool = True, config: DataConfig | None = None) -> Served:
     """Answer every user of a log and write `out`, whole or not at all.
 
     Args:
         predictor: the loaded run.
-        source: a Parquet file with one row a user and a list column `history` (raw item ids, oldest first; the user
-            id in the run's user column, or the row number without one), or any log of single events that
-            `serrate data prepare` reads.
+        source: one of
+            - a Parquet file, or a folder of them, with one row a user and a list column `history` of raw item ids,
+              oldest first; the user id in the run's user column, or the row number without one;
+            - a prepared data set;
+            - any log of single events that `data.prepare` reads. It is taken to look like the training log: same
+              filter, same repeat policy, items given as there (see `item_ids.model_ids`). Minimum counts do not apply.
         out: a Parquet file with columns `user`, `items` (list of raw ids, best first), `scores` (list of float32)
             and `unknown` (how many events of the history were left out).
         k: how many items a user.
         exclude_seen: leave out the items of the history itself.
-        columns: changes to the run's column mapping, for a log with other names.
+        config: how the log is read, where it differs from the run's `data_config`.
 
     Raises:
         InvalidData: the source cannot be used.
+        InvalidArgument: `out` is the source.
+        NotWritable: the disk is full or refuses.
     """
-    config = DataConfig.parse(predictor.config.get("data", {}))
-    mapping = config.columns.plain() | {"weight": None, "features": ()} | (columns or {})
-    config = DataConfig.parse(config.plain() | {"columns": mapping, "min_user_events": 1, "min_item_events": 1})
-    blocks = _lists(predictor, Path(source), config.columns.user) or _events(predictor, source, config)
+    config = predictor.data_config if config is None else config
+    source, out = Path(source), Path(out)
+    if source.resolve() == out.resolve():
+        raise InvalidArgument("out", "another file than the histories", str(out))
+    files = _list_files(source)
+    blocks = _lists(predictor, files, config.columns.user) if files else _events(predictor, source, config)
     users = events = unknown = 0
-    with write_aside(Path(out)) as partial:
+    with write_aside(out) as partial:
         writer = None
         try:
             for block in blocks:
@@ -72,8 +80,6 @@ def recommend_file(predictor: Predictor, source: Path | str, out: Path | str, k:
         finally:
             if writer is not None:
                 writer.close()
-        if writer is None:
-            raise InvalidData(f"{source}: no user to recommend to")
     return Served(users, events, unknown)
 
 
@@ -96,45 +102,71 @@ def _answer(predictor: Predictor, block: _Block, k: int, exclude_seen: bool) -> 
     return table, int(left_out.sum())
 
 
-def _lists(predictor: Predictor, source: Path, user: str) -> Iterator[_Block] | None:
-    """Blocks of a Parquet file with a list column `history`, or None when it is not one."""
-    if not source.is_file() or source.suffix != ".parquet":
-        return None
+def _list_files(source: Path) -> list[Path]:
+    """Return the Parquet files of `source` when they have a list column `history`, none when it is another log."""
+    inside = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
+    files = [file for file in inside if file.is_file() and file.suffix in (".parquet", ".parq", ".pq")]
+    if not files or _HISTORY not in _schema(files[0]).names:
+        return []
+    for file in files:
+        schema = _schema(file)
+        kind = schema.field(_HISTORY).type if _HISTORY in schema.names else None
+        if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not _is_id(kind.value_type):
+            got = kind or "no such column"
+            raise InvalidData(f"{file}: expected lists of item ids in column {_HISTORY!r}, got {got}")
+    return files
+
+
+def _schema(file: Path) -> pa.Schema:
     try:
-        file = pq.ParquetFile(source)
-        schema = file.schema_arrow
+        return pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
-        raise InvalidData(f"{source}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
-    if _HISTORY not in schema.names:
-        return None
-    kind = schema.field(_HISTORY).type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        raise InvalidData(f"{source}: expected a list of item ids in column {_HISTORY!r}, got {kind}")
-    return _read_lists(predictor, source, file, user)
+        raise _unreadable(file, error) from None
 
 
-def _read_lists(predictor: Predictor, source: Path, file: pq.ParquetFile, user: str) -> Iterator[_Block]:
-    named = user in file.schema_arrow.names
+def _is_id(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_integer(kind) or pa.types.is_null(kind) or kind in (
+        pa.string(), pa.large_string(), pa.string_view())
+
+
+def _lists(predictor: Predictor, files: list[Path], user: str) -> Iterator[_Block]:
+    """Blocks of Parquet files with a list column `history`; one without rows when the files have none."""
     row = 0
     try:
-        for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=[_HISTORY, *([user] if named else [])]):
+        opened = dataset(files, format="parquet")
+        columns = [_HISTORY, user] if user in opened.schema.names else [_HISTORY]
+        for batch in opened.to_batches(columns=columns, batch_size=_ROWS_AT_A_TIME, batch_readahead=1,
+                                       fragment_readahead=1):
             lists = batch.column(_HISTORY)
             lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
             dense = torch.from_numpy(predictor.items.encode(lists.flatten()))
-            users = batch.column(user) if named else pa.array(np.arange(row, row + len(lists)))
+            users = batch.column(user) if user in columns else pa.array(np.arange(row, row + len(lists)))
             yield _Block(users, JaggedTensor.from_lengths(dense, torch.from_numpy(lengths)))
             row += len(lists)
     except (OSError, pa.ArrowException) as error:
-        raise InvalidData(f"{source}: cannot be read to its end ({str(error).splitlines()[0]})") from None
+        raise _unreadable(files[0] if len(files) == 1 else files[0].parent, error) from None
 
 
-def _events(predictor: Predictor, source: Path | str, config: DataConfig) -> Iterator[_Block]:
-    """Blocks of a log of single events, sorted and grouped by the data floor."""
-    histories: Histories = prepare(source, config)
-    to_model = torch.from_numpy(predictor.items.encode(histories.items.decode(np.arange(histories.num_items))))
-    field = histories.field("item")
+def _events(predictor: Predictor, source: Path, config: DataConfig) -> Iterator[_Block]:
+    """Blocks of a log of single events, sorted and grouped by the data floor, or of a prepared data set."""
+    if (source / "dataset.json").exists():
+        histories = Histories.open(source)
+        to_model = predictor.items.encode(histories.items.decode(range(histories.num_items)))
+    else:
+        columns = config.columns.model_copy(update={"weight": None, "features": ()})
+        histories = prepare(str(source), config.model_copy(
+            update={"columns": columns, "items": None, "min_user_events": 1, "min_item_events": 1}))
+        to_model = model_ids(predictor.items, histories.items, config)
+    field, to_model = histories.field("item"), torch.from_numpy(to_model)
     for start in range(0, histories.num_users, _ROWS_AT_A_TIME):
         rows = field[start : start + _ROWS_AT_A_TIME]
         assert isinstance(rows, JaggedTensor)  # a slice of rows
-        users = pa.array(histories.users.decode(np.arange(start, start + len(rows))))
+        users = pa.array(histories.users.decode(range(start, start + len(rows))))
         yield _Block(users, rows.with_values(to_model[rows.values.long()]))
+
+
+def _unreadable(file: Path, error: Exception) -> InvalidData:
+    reason = getattr(error, "strerror", None) or str(error)
+    return InvalidData(f"{file}: cannot be read as Parquet ({reason.splitlines()[0]})")

@@ -7,20 +7,21 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import models
-from ..data import TokenBatches, Vocabulary
-from ..errors import InvalidArgument, InvalidRun
+from ..config import Config
+from ..data import DataConfig, TokenBatches, Vocabulary
+from ..errors import InvalidArgument, InvalidConfig, InvalidData, InvalidRun, shorten
 from ..index import top_k
 from ..jagged import EventBatch, JaggedTensor, gather_rows, newest
 from ..run_folder import RunFolder
 
 _SCORES_AT_A_TIME = 2**23
 _EVENTS_AT_A_TIME = 2**16
+_LISTS = "a list of histories, each a list of item ids"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,13 @@ class Recommended:
     unknown: list[Any]
 
 
+class _Settings(Config):
+    """What serving reads of config.json."""
+
+    model: models.ModelConfig
+    data: DataConfig
+
+
 class Predictor:
     """The model and vocabulary of a saved run.
 
@@ -47,12 +55,14 @@ class Predictor:
         config: content of config.json.
         model: the trained model, in evaluation mode.
         items: raw ids ↔ dense ids.
+        data_config: how the training log was read.
     """
 
-    def __init__(self, config: dict[str, Any], model: models.Transformer, items: Vocabulary):
+    def __init__(self, config: dict[str, Any], model: models.Transformer, items: Vocabulary, data_config: DataConfig):
         self.config = config
         self.model = model
         self.items = items
+        self.data_config = data_config
 
     @classmethod
     def open(cls, path: Path | str, *, device: str = "auto") -> Self:
@@ -60,22 +70,27 @@ class Predictor:
 
         Raises:
             InvalidRun: not a saved run, not finished, damaged, or of a format that cannot be read.
+            InvalidArgument: a device that is not there.
         """
+        place = _device(device)
         folder = RunFolder(path)
         config = folder.read_config()
         if not folder.model_path.exists():
-            raise InvalidRun(f"run: {folder.path} has no model yet; serrate train --resume {folder.path}")
-        items = Vocabulary.load(folder.items_path)
+            raise InvalidRun(f"run: {folder.path} has no model: it is not complete; "
+                             f"go on with serrate train --resume {folder.path}")
         try:
-            model_config = TypeAdapter(models.ModelConfig).validate_python(config.get("model"))
-            model = models.build(model_config, len(items))
+            settings = _Settings.parse({name: config[name] for name in ("model", "data") if name in config})
+            items = Vocabulary.load(folder.items_path)
+        except InvalidConfig as error:
+            raise InvalidRun(f"run: {folder.config_path}: {str(error).removeprefix('config: ')}") from None
+        except InvalidData as error:
+            raise InvalidRun(f"run: {error}") from None
+        model = models.build(settings.model, len(items))
+        try:
             model.load_state_dict(load_file(folder.model_path))
-        except (ValidationError, OSError, SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise InvalidRun(f"run: the model in {folder.path} cannot be loaded ({reason[:200]})") from None
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(config, model.eval().to(device), items)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise InvalidRun(f"run: {folder.model_path} cannot be used ({shorten(error)})") from None
+        return cls(config, model.eval().to(place), items, settings.data)
 
     def recommend(self, histories: Iterable[Sequence[Any]], k: int = 10, *, exclude_seen: bool = True,
                   allow: Iterable[Any] | None = None, deny: Iterable[Any] = ()) -> list[Recommended]:
@@ -92,31 +107,35 @@ class Predictor:
             deny: raw ids that may not come back.
 
         Raises:
-            InvalidArgument: `histories` is not a list of lists of ids, or `k` < 1.
+            InvalidArgument: `histories` is not a list of lists of ids, `allow` or `deny` no list of ids, or `k` < 1.
         """
+        if isinstance(histories, str | bytes) or not isinstance(histories, Iterable):
+            raise InvalidArgument("histories", _LISTS, repr(histories))
         rows = [_checked(row, number) for number, row in enumerate(histories)]
-        dense = self.items.encode([item for row in rows for item in row])
+        flat = [item for row in rows for item in row]
+        dense = self.items.encode(flat)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         known = dense >= 0
         owner = np.repeat(np.arange(len(rows)), lengths)
         kept = JaggedTensor.from_lengths(
             torch.from_numpy(dense[known]), torch.from_numpy(np.bincount(owner[known], minlength=len(rows))))
-        scores, ids = self.recommend_dense(kept, k, exclude_seen=exclude_seen, allow=self._dense(allow),
-                                           deny=self._dense(deny))
+        scores, ids = self.recommend_dense(
+            kept, k, exclude_seen=exclude_seen, allow=None if allow is None else self._dense("allow", allow),
+            deny=self._dense("deny", deny))
         unknown: list[list[Any]] = [[] for _ in rows]
-        flat = [item for row in rows for item in row]
         for at in np.flatnonzero(~known):
             unknown[owner[at]].append(flat[at])
         return [self._named(ids[row], scores[row], unknown[row]) for row in range(len(rows))]
 
     def recommend_dense(self, histories: JaggedTensor, k: int, *, exclude_seen: bool = True,
                         allow: Tensor | None = None, deny: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return `(scores, ids)`, `(B, k)` each, for histories of dense ids; see `index.top_k` for the filters.
+        """Return `(scores, ids)` for histories of dense ids; see `index.top_k` for the filters.
 
-        Works through the rows in chunks, so memory does not grow with rows × items.
+        Both are `(B, min(k, V))`. Works through the rows in chunks, so memory does not grow with rows × items.
         """
-        if k < 1:
-            raise InvalidArgument("k", "at least 1", k)
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise InvalidArgument("k", "a whole number, at least 1", repr(k))
+        k = min(int(k), self.model.num_items)
         device = next(self.model.parameters()).device
         batches = TokenBatches(histories.lengths, _EVENTS_AT_A_TIME, seed=0, shuffle=False)
         most_rows = max(1, _SCORES_AT_A_TIME // max(1, self.model.num_items))
@@ -129,9 +148,9 @@ class Predictor:
                 found.append(top_k(scores, k, exclude=seen if exclude_seen else None, allow=allow, deny=deny))
         return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
 
-    def _dense(self, raw: Iterable[Any] | None) -> Tensor | None:
-        if raw is None:
-            return None
+    def _dense(self, argument: str, raw: Iterable[Any]) -> Tensor:
+        if isinstance(raw, str | bytes) or not isinstance(raw, Iterable):
+            raise InvalidArgument(argument, "a list of item ids", repr(raw))
         dense = self.items.encode(list(raw))
         return torch.from_numpy(dense[dense >= 0])
 
@@ -144,5 +163,12 @@ class Predictor:
 
 def _checked(row: Any, number: int) -> Sequence[Any]:
     if isinstance(row, str | bytes) or not hasattr(row, "__len__") or not hasattr(row, "__getitem__"):
-        raise InvalidArgument("histories", "a list of histories, each a list of item ids", f"{row!r} as row {number}")
+        raise InvalidArgument("histories", _LISTS, f"{row!r} as row {number}")
     return row
+
+
+def _device(name: str) -> torch.device:
+    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if name != "auto" and name not in there:
+        raise InvalidArgument("device", f"auto or {' or '.join(there)}, which are there", repr(name))
+    return torch.device(there[-1] if name == "auto" else name)
