@@ -240,3 +240,14 @@ def test_amazon_beauty_by_asin(real_logs):
     assert (histories.num_users, histories.num_items, histories.num_events) == (22_332, 12_086, 198_215)
     assert histories.items.kind == "string"
     assert histories.items.encode(["7806397051"]) >= 0
+
+
+def test_an_item_table_is_found_beside_the_log(tmp_path):
+    pq.write_table(pa.table({"user": [1, 1], "item": [7, 8]}), tmp_path / "log.parquet")
+    pq.write_table(pa.table({"id": [7, 8], "name": ["seven", "eight"]}), tmp_path / "names.parquet")
+    config = DataConfig.parse({"items": {"path": "names.parquet", "key": "id", "title": "name"}})
+
+    histories = prepare(tmp_path / "log.parquet", config, tmp_path / "out")
+
+    assert histories.items.titles == ["seven", "eight"]
+    assert histories.config["items"]["path"] == str(tmp_path / "names.parquet")

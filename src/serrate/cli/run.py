@@ -218,7 +218,8 @@ def _prepare(log: Path, config: DataConfig, folder: Path) -> Histories:
         raise InvalidArgument("--data", "a prepared data set when several processes train", str(log))
     if (folder / "dataset.json").exists():
         prepared = Histories.open(folder)
-        if prepared.config == config.plain() and prepared.summary()["source"] == str(log):
+        found = {"items": None}  # the item table has its whole path there
+        if prepared.config | found == config.plain() | found and prepared.summary()["source"] == str(log):
             return prepared
     return prepare(str(log), config, folder)
 

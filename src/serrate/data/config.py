@@ -42,7 +42,10 @@ class ColumnMapping(Config):
 
 
 class ItemTable(Config):
-    """A side table: `key` matches the log's item column, `id` replaces it, `title` is for reports."""
+    """A side table: `key` matches the log's item column, `id` replaces it, `title` is for reports.
+
+    `path` is a file as it stands, or one beside the log.
+    """
 
     path: str
     key: ColumnName

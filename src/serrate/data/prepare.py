@@ -46,6 +46,7 @@ def prepare(source: Any, config: DataConfig, out: Path | str | None = None) -> H
         histories.keep(holder)
         return histories
     out = Path(out)
+    config = _with_items_found(config, source)
     try:
         with (write_folder_aside(out) as partial,
               open_engine(partial, config.memory_limit, config.threads) as engine):
@@ -55,6 +56,17 @@ def prepare(source: Any, config: DataConfig, out: Path | str | None = None) -> H
     except OSError as error:  # the log is read behind errors of its own, so this is about writing
         raise NotWritable(f"{out}: cannot be written ({error.strerror or error})") from None
     return Histories.open(out)
+
+
+def _with_items_found(config: DataConfig, source: Any) -> DataConfig:
+    """Return `config` with the whole path of its item table: as given, or else beside the log."""
+    if config.items is None:
+        return config
+    path = Path(config.items.path)
+    if not path.exists() and isinstance(source, (str, Path)):
+        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        path = folder / path if (folder / path).exists() else path
+    return config.model_copy(update={"items": config.items.model_copy(update={"path": str(path.absolute())})})
 
 
 def _write(engine: Engine, source: Any, config: DataConfig, folder: Path) -> None:
