@@ -39,8 +39,14 @@ def command() -> str:
     """Return how this program was called, without paths of the machine."""
     script = Path(sys.argv[0]).resolve()
     shown = script.relative_to(ROOT) if script.is_relative_to(ROOT) else script.name
-    arguments = [Path(part).name if part.startswith("/") else part for part in sys.argv[1:]]
-    return shlex.join(["python", str(shown), *arguments])
+    return " ".join(["python", str(shown), *(_without_place(part) for part in sys.argv[1:])])
+
+
+def _without_place(argument: str) -> str:
+    data = os.environ.get("SERRATE_DATA")
+    if data and argument.startswith(data):
+        return "$SERRATE_DATA" + argument.removeprefix(data)
+    return Path(argument).name if argument.startswith("/") else shlex.quote(argument)
 
 
 def commit() -> str:
