@@ -311,3 +311,18 @@ def test_weight_decay_spares_tables_norms_and_biases(histories, small, tmp_path)
 def test_a_metric_that_the_evaluation_does_not_know_is_refused(small):
     with pytest.raises((InvalidConfig, InvalidArgument), match="monitor"):
         small(train={"monitor": "ndcg@11"})
+
+
+def test_no_two_steps_draw_the_same_dropout(histories, small, tmp_path):
+    drawn = []
+
+    def keep(module, arguments, output):
+        drawn.append((output != 0).flatten()[:64].tolist())
+
+    trainer = Trainer(small(model={"dropout": 0.5}, train={"epochs": 1}), histories, tmp_path / "run", World())
+    trainer.model.dropout.register_forward_hook(keep)
+    trainer.train()
+    steps = trainer.position.step
+
+    assert steps > 2
+    assert len({tuple(mask) for mask in drawn[:steps]}) == steps
