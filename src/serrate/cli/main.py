@@ -15,6 +15,8 @@ _UsageError: type[Exception]
 _ClickException: type[Exception]
 _UsageError, _ClickException = typer.BadParameter.__mro__[1:3]
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells say it; some versions of Typer return it, others raise
+
 app = group("Sequence recommenders without padding: from an event log to recommendations.",
             epilog="Start with `serrate quickstart`; `serrate COMMAND --help` shows examples of a command.")
 app.command()(quickstart.quickstart)
@@ -30,7 +32,8 @@ app.command()(doctor.doctor)
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code: 0 done, 2 a mistake told in one line on stderr, 130 interrupted."""
     try:
-        return app(arguments, prog_name="serrate", standalone_mode=False) or 0
+        code = app(arguments, prog_name="serrate", standalone_mode=False) or 0
+        return _interrupted() if code == _INTERRUPTED else code
     except SerrateError as error:
         return _fail(str(error))
     except _UsageError as error:
@@ -40,8 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     except _ClickException as error:
         return _fail(_message(error))
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("serrate: interrupted", err=True)
-        return 130
+        return _interrupted()
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":  # the words of DuckDB when Ctrl-C meets a query
+            raise
+        return _interrupted()
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -49,6 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         hint = " (free some space and run the command again)" if error.errno == errno.ENOSPC else ""
         return _fail(f"{where}{error.strerror or error}{hint}")
+
+
+def _interrupted() -> int:
+    typer.echo("serrate: interrupted", err=True)
+    return _INTERRUPTED
 
 
 def _message(error: BaseException) -> str:

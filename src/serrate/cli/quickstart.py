@@ -33,7 +33,8 @@ def quickstart(
       serrate quickstart
       serrate quickstart --out try-it --events 50000
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
         raise InvalidArgument("--out", "a path that does not exist or an empty folder", str(folder))
     log, run = folder / "log", folder / "run"
     say(f"1/3  a synthetic log of {events:,} events", err)

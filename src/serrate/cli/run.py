@@ -11,8 +11,8 @@ import typer
 from ..config import override
 from ..data import DataConfig, Histories, prepare, split
 from ..errors import InvalidArgument, InvalidData, InvalidRun, SerrateError
+from ..evaluate import EvaluateConfig, evaluate_baselines, table
 from ..evaluate import evaluate as rank
-from ..evaluate import evaluate_baselines, table
 from ..report import write_report
 from ..run_folder import RunFolder
 from ..serve import Predictor, recommend_file
@@ -56,7 +56,7 @@ def train(
         if resume is not None:
             if recipe != _DEFAULT or changes or run is not None:
                 raise InvalidArgument("--resume", "no recipe, changes or --out: the run knows its own", "some")
-            folder = resume_run(resume, Histories.open(log) if log else _data_of(resume), listeners=[progress])
+            folder = resume_run(resume, _open(log) if log else _data_of(resume), listeners=[progress])
         elif log is None or run is None:
             raise InvalidArgument("train", "--data DATA and --out RUN, or --resume RUN",
                                   "no --data" if log is None else "no --out")
@@ -91,19 +91,20 @@ def evaluate(
         if not change.startswith("evaluate."):
             raise InvalidArgument("--set", "a change to a key under `evaluate`, such as evaluate.resamples=100", change)
     predictor = Predictor.open(run)
-    config = RunConfig.parse(override(read_run_config(predictor.config).plain(), changes or []))
-    histories = Histories.open(log) if log else _data_of(run)
+    config = read_run_config(predictor.config)
+    settings = EvaluateConfig.parse(override({"evaluate": config.evaluate.plain()}, changes or [])["evaluate"])
+    histories = _open(log) if log else _data_of(run)
     if len(histories.items) != len(predictor.items) or histories.items.decode(range(len(histories.items))) != \
             predictor.items.decode(range(len(predictor.items))):
         raise InvalidData(f"{histories.path}: its items are not those that {run} was trained on")
     parts = split(histories, config.split)
     examples = parts.test if part == "test" else parts.validation
     device = next(predictor.model.parameters()).device
-    evaluations = {config.model.kind: rank(predictor.model, histories, examples, config.evaluate,
+    evaluations = {config.model.kind: rank(predictor.model, histories, examples, settings,
                                            max_length=config.model.max_length, device=device)}
     refusals: list[str] = []
     if baselines:
-        others, refusals = evaluate_baselines(histories, parts.train, examples, config.evaluate)
+        others, refusals = evaluate_baselines(histories, parts.train, examples, settings)
         evaluations |= others
     metrics: dict[str, Any] = {"examples": {part: len(evaluations[config.model.kind])},
                                "rows": table(evaluations, part), "warnings": [*parts.warnings, *refusals]}
@@ -199,7 +200,7 @@ def _train(config: RunConfig, log: Path, run: Path, progress: TrainingProgress) 
     Nothing is left of a log that turns out not to be one to train on.
     """
     if (log / "dataset.json").exists():
-        return train_run(config, Histories.open(log), run, listeners=[progress])
+        return train_run(config, _open(log), run, listeners=[progress])
     folder, prepared = RunFolder(run), run / DATA
     if folder.config_path.exists():
         raise InvalidArgument("--out", "a path that does not exist or an empty folder", f"a saved run, {run}")
@@ -217,7 +218,7 @@ def _prepare(log: Path, config: DataConfig, folder: Path) -> Histories:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InvalidArgument("--data", "a prepared data set when several processes train", str(log))
     if (folder / "dataset.json").exists():
-        prepared = Histories.open(folder)
+        prepared = _open(folder)
         found = {"items": None}  # the item table has its whole path there
         if prepared.config | found == config.plain() | found and prepared.summary()["source"] == str(log):
             return prepared
@@ -228,8 +229,16 @@ def _data_of(run: Path) -> Histories:
     """Open the data set that a run was trained on: in its folder, also after that moved, or where it was."""
     inside = run / DATA
     if (inside / "dataset.json").exists():
-        return Histories.open(inside)
+        return _open(inside)
     path = RunFolder(run).read_config().get("dataset", {}).get("path")
     if path is None:
         raise InvalidRun(f"run: {RunFolder(run).config_path} does not say where its data set is; use --data DATA")
-    return Histories.open(path)
+    return _open(path)
+
+
+def _open(path: Path | str) -> Histories:
+    """Open a prepared data set whole: ids that cannot be read are told now, not when the training has ended."""
+    histories = Histories.open(path)
+    for ids in (histories.items, histories.users):
+        assert len(ids)
+    return histories
