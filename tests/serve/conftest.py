@@ -1,0 +1,55 @@
+"""What the tests of serving share: saved runs whose model has random weights, made without training."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serrate import models
+from serrate.data import DataConfig, Vocabulary
+from serrate.run_folder import RunFolder
+from serrate.serve import Predictor
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """A function: raw ids, most frequent first → the folder of a saved run; keywords go to `DataConfig`."""
+
+    def make(ids, titles=None, max_length=5, name="run", **data):
+        folder = RunFolder(tmp_path / name)
+        config = models.TransformerConfig(width=16, blocks=1, heads=2, feedforward=16, max_length=max_length)
+        torch.manual_seed(0)
+        model = models.build(config, len(ids))
+        with torch.no_grad():  # far from zero, so that scores differ
+            for parameter in model.parameters():
+                parameter.normal_(std=0.5)
+        folder.write_config({"model": config.plain(), "data": DataConfig.parse(data).plain()})
+        Vocabulary(ids, titles=titles).save(folder.items_path)
+        save_file(model.state_dict(), folder.model_path)
+        return folder.path
+
+    return make
+
+
+@pytest.fixture
+def predictor_of(run_of):
+    """A function: as `run_of`, but the loaded `Predictor`."""
+    return lambda *arguments, **options: Predictor.open(run_of(*arguments, **options), device="cpu")
+
+
+@pytest.fixture
+def predictor(predictor_of):
+    """Items 100 … 129."""
+    return predictor_of(list(range(100, 130)))
+
+
+@pytest.fixture
+def rewrite_config():
+    """A function: change keys of a run's config.json."""
+
+    def rewrite(run, **changes):
+        path = run / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return rewrite
