@@ -183,6 +183,21 @@ def test_what_a_killed_run_prepared_is_taken_up_for_the_same_log_only(serrate, t
     assert (run / "data" / "item.npy").stat().st_mtime_ns == made
 
 
+def test_what_a_killed_run_prepared_with_an_item_table(serrate, tmp_path, log, small):
+    titles = pa.table({"id": range(100, 120), "title": ["x"] * 20, "other": ["y"] * 20})
+    pq.write_table(titles, tmp_path / "items.parquet")
+    shutil.copy(log, tmp_path / "log.parquet")
+    run = tmp_path / "run"
+    train = ["train", "default", *small, "data.items={path: items.parquet, key: id, title: title}",  # beside the log
+             "--data", tmp_path / "log.parquet", "--out", run]
+    assert serrate(*train).code == 0
+    for part in list(run.iterdir()):
+        if part.name != "data":
+            part.unlink()
+    assert "not empty" in serrate(*train, "data.items.title=other").err
+    assert serrate(*train).code == 0
+
+
 def test_evaluate_repeats_the_metrics_of_the_run(serrate, trained):
     shown = serrate("evaluate", trained, "--json")
     assert shown.err == ""

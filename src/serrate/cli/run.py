@@ -219,10 +219,15 @@ def _prepare(log: Path, config: DataConfig, folder: Path) -> Histories:
         raise InvalidArgument("--data", "a prepared data set when several processes train", str(log))
     if (folder / "dataset.json").exists():
         prepared = _open(folder)
-        found = {"items": None}  # the item table has its whole path there
-        if prepared.config | found == config.plain() | found and prepared.summary()["source"] == str(log):
+        if _comparable(prepared.config) == _comparable(config.plain()) and prepared.summary()["source"] == str(log):
             return prepared
     return prepare(str(log), config, folder)
+
+
+def _comparable(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a `DataConfig` with the mere name of the item table, whose whole path a data set keeps."""
+    items = data.get("items")
+    return data | {"items": items | {"path": Path(items["path"]).name}} if items else data
 
 
 def _data_of(run: Path) -> Histories:
