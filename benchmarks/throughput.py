@@ -54,9 +54,10 @@ def jagged_hidden(model: Transformer, batch: EventBatch) -> Tensor:
 
 
 def shuffled(lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """Batches of `ROWS` random rows."""
+    """Batches of `ROWS` random rows; within a batch they stand in order of length, as in training."""
     order = rng.permutation(len(lengths))
-    return [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
+    batches = [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
+    return [batch[np.argsort(lengths[batch], kind="stable")] for batch in batches]
 
 
 def bucketed(lengths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:

@@ -4,14 +4,19 @@
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import SerrateError as SerrateError
+    from .jagged import EventBatch as EventBatch
+    from .jagged import JaggedTensor as JaggedTensor
+    from .recommender import Recommender as Recommender
 
 __version__ = "0.1.0"
 
 # By name and not by import: `import serrate` stays cheap, and the floors keep their arrows.
 _EXPORTS = {"Recommender": ".recommender", "JaggedTensor": ".jagged", "EventBatch": ".jagged",
             "SerrateError": ".errors"}
-
 
 
 def __getattr__(name: str) -> Any:

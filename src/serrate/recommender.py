@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from .data import Histories, prepare
-from .errors import InvalidArgument, SerrateError
+from .errors import InvalidArgument
 from .files import write_folder_aside
 from .report import write_report
 from .run_folder import RunFolder
 from .serve import Predictor, Recommended
-from .train import DATA, RunConfig, read_run_config, train
+from .train import RunConfig, read_run_config, train_log
 
 Part = TypeVar("Part")
 
@@ -65,7 +64,7 @@ class Recommender:
         if out is None:
             holder = tempfile.TemporaryDirectory(prefix="serrate-")
             out = Path(holder.name) / "run"
-        folder = self._train(log, Path(out))
+        folder = train_log(self.config, log, out)
         write_report(folder.path)
         self._folder, self._predictor, self._holder = folder, Predictor.open(out), holder
         return self
@@ -86,23 +85,6 @@ class Recommender:
         source = self._fitted(self._folder).path
         with write_folder_aside(Path(path)) as partial:
             shutil.copytree(source, partial, dirs_exist_ok=True)
-
-    def _train(self, log: Any, out: Path) -> RunFolder:
-        """Train on what is prepared, or on a log that is prepared into `out` first; one of no use leaves nothing."""
-        if isinstance(log, Histories):
-            return train(self.config, log, out)
-        if isinstance(log, str | Path) and (Path(log) / "dataset.json").exists():
-            return train(self.config, Histories.open(log), out)
-        folder, prepared = RunFolder(out), out / DATA
-        if folder.config_path.exists():
-            raise InvalidArgument("out", "a path that does not exist or an empty folder", f"a saved run, {out}")
-        there = [path for path in (out, prepared) if path.exists()]
-        try:
-            return train(self.config, prepare(log, self.config.data, prepared), out)
-        except SerrateError:
-            if prepared not in there and not folder.config_path.exists():
-                shutil.rmtree(out if out not in there else prepared, ignore_errors=True)
-            raise
 
     @staticmethod
     def _fitted(part: Part | None) -> Part:

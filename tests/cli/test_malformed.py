@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors import SafetensorError
 
 GOOD = "user,item,time\n1,7,1\n1,8,2\n1,9,3\n2,7,1\n2,8,2\n2,9,4\n"
 
@@ -508,7 +507,6 @@ def test_a_disk_that_is_really_full(refused, serrate, disk, tmp_path, trained):
             words=["out.parquet", "No space left on device"])
 
 
-@pytest.mark.xfail(raises=SafetensorError, reason="checkpoint.py lets the refusal through as it comes from safetensors")
 def test_a_disk_that_fills_while_it_trains(serrate, disk, log, tmp_path, small):
     """One line; what is there is whole, and the run goes on when there is space."""
     assert serrate("data", "prepare", log, "--out", tmp_path / "prepared", "--time", "time").code == 0

@@ -13,18 +13,23 @@ BATCHES = st.builds(TokenBatches, LENGTHS.map(lambda lengths: np.array(lengths, 
 
 
 @given(batches=BATCHES, epoch=st.integers(0, 3))
-def test_an_epoch_has_every_example_once_within_the_budget(batches, epoch):
-    made = list(batches.epoch(epoch))
-    assert [number for number, _ in made] == list(range(batches.num_batches(epoch)))
-    together = np.concatenate([index for _, index in made]) if made else np.empty(0, dtype=np.int64)
-    assert sorted(together.tolist()) == list(range(len(batches.lengths)))
-    if not batches.shuffle:
-        assert together.tolist() == sorted(together.tolist())
-    for place, (_, index) in enumerate(made):
-        size = batches.lengths[index].sum()
-        assert len(index) == 1 or size <= batches.tokens_per_batch
-        if place + 1 < len(made):  # greedy: the first example of the next batch did not fit
-            assert size + batches.lengths[made[place + 1][1][0]] > batches.tokens_per_batch
+def test_an_epoch_is_a_permutation_packed_greedily(batches, epoch):
+    lengths, order = batches.lengths, np.arange(len(batches.lengths))
+    if batches.shuffle:
+        order = np.random.default_rng([batches.seed, epoch]).permutation(len(lengths))
+    packed: list[list[int]] = []
+    for example in order.tolist():
+        if packed and lengths[packed[-1]].sum() + lengths[example] <= batches.tokens_per_batch:
+            packed[-1].append(example)
+        else:
+            packed.append([example])
+
+    made = [index.tolist() for _, index in batches.epoch(epoch)]
+
+    if batches.shuffle:  # the rows of a batch stand in order of length, equal ones as they came
+        packed = [sorted(batch, key=lambda example: lengths[example]) for batch in packed]
+    assert made == packed
+    assert len(made) == batches.num_batches(epoch)
 
 
 @given(batches=BATCHES, epoch=st.integers(0, 3), start=st.integers(0, 20))

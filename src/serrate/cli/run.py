@@ -2,23 +2,21 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..config import override
-from ..data import DataConfig, Histories, prepare, split
-from ..errors import InvalidArgument, InvalidData, InvalidRun, SerrateError
+from ..data import DataConfig, Histories, split
+from ..errors import InvalidArgument, InvalidData
 from ..evaluate import EvaluateConfig, evaluate_baselines, table
 from ..evaluate import evaluate as rank
 from ..report import write_report
 from ..run_folder import RunFolder
 from ..serve import Predictor, recommend_file
-from ..train import DATA, RunConfig, read_recipe, read_run_config
+from ..train import data_of, read_recipe, read_run_config, train_log
 from ..train import resume as resume_run
-from ..train import train as train_run
 from .show import TrainingProgress, comparison_lines, err, metric_table, out, say
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a saved run", show_default=False)]
@@ -56,12 +54,12 @@ def train(
         if resume is not None:
             if recipe != _DEFAULT or changes or run is not None:
                 raise InvalidArgument("--resume", "no recipe, changes or --out: the run knows its own", "some")
-            folder = resume_run(resume, _open(log) if log else _data_of(resume), listeners=[progress])
+            folder = resume_run(resume, Histories.open(log) if log else None, listeners=[progress])
         elif log is None or run is None:
             raise InvalidArgument("train", "--data DATA and --out RUN, or --resume RUN",
                                   "no --data" if log is None else "no --out")
         else:
-            folder = _train(read_recipe(recipe, changes), log, run, progress)
+            folder = train_log(read_recipe(recipe, changes), log, run, listeners=[progress])
     if os.environ.get("RANK", "0") == "0":
         write_report(folder.path)
         show_results(folder.path)
@@ -93,7 +91,7 @@ def evaluate(
     predictor = Predictor.open(run)
     config = read_run_config(predictor.config)
     settings = EvaluateConfig.parse(override({"evaluate": config.evaluate.plain()}, changes or [])["evaluate"])
-    histories = _open(log) if log else _data_of(run)
+    histories = Histories.open(log) if log else data_of(run)
     if len(histories.items) != len(predictor.items) or histories.items.decode(range(len(histories.items))) != \
             predictor.items.decode(range(len(predictor.items))):
         raise InvalidData(f"{histories.path}: its items are not those that {run} was trained on")
@@ -192,58 +190,3 @@ def show_recommended(predictor: Predictor, history: list[Any], k: int, exclude_s
         say(f"{place:3d}  {item}  {score:.3f}" + (f"  {title}" if title else ""))
     if answer.unknown:
         say(f"note: not known to the model: {', '.join(map(str, answer.unknown))}", err)
-
-
-def _train(config: RunConfig, log: Path, run: Path, progress: TrainingProgress) -> RunFolder:
-    """Train on a prepared data set, or on a log that is prepared into the run folder first.
-
-    Nothing is left of a log that turns out not to be one to train on.
-    """
-    if (log / "dataset.json").exists():
-        return train_run(config, _open(log), run, listeners=[progress])
-    folder, prepared = RunFolder(run), run / DATA
-    if folder.config_path.exists():
-        raise InvalidArgument("--out", "a path that does not exist or an empty folder", f"a saved run, {run}")
-    there = [path for path in (run, prepared) if path.exists()]
-    try:
-        return train_run(config, _prepare(log, config.data, prepared), run, listeners=[progress])
-    except SerrateError:
-        if prepared not in there and not folder.config_path.exists():
-            shutil.rmtree(run if run not in there else prepared, ignore_errors=True)
-        raise
-
-
-def _prepare(log: Path, config: DataConfig, folder: Path) -> Histories:
-    """Prepare a log, or take up what a run that was killed before its training began has prepared of it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InvalidArgument("--data", "a prepared data set when several processes train", str(log))
-    if (folder / "dataset.json").exists():
-        prepared = _open(folder)
-        if _comparable(prepared.config) == _comparable(config.plain()) and prepared.summary()["source"] == str(log):
-            return prepared
-    return prepare(str(log), config, folder)
-
-
-def _comparable(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a `DataConfig` with the mere name of the item table, whose whole path a data set keeps."""
-    items = data.get("items")
-    return data | {"items": items | {"path": Path(items["path"]).name}} if items else data
-
-
-def _data_of(run: Path) -> Histories:
-    """Open the data set that a run was trained on: in its folder, also after that moved, or where it was."""
-    inside = run / DATA
-    if (inside / "dataset.json").exists():
-        return _open(inside)
-    path = RunFolder(run).read_config().get("dataset", {}).get("path")
-    if path is None:
-        raise InvalidRun(f"run: {RunFolder(run).config_path} does not say where its data set is; use --data DATA")
-    return _open(path)
-
-
-def _open(path: Path | str) -> Histories:
-    """Open a prepared data set whole: ids that cannot be read are told now, not when the training has ended."""
-    histories = Histories.open(path)
-    for ids in (histories.items, histories.users):
-        assert len(ids)
-    return histories

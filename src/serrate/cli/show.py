@@ -77,7 +77,8 @@ class TrainingProgress:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._progress.stop()
+        if self._batches:  # a bar that never started leaves no line
+            self._progress.stop()
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Show one log record."""

@@ -18,7 +18,7 @@ class TokenBatches:
 
     An epoch is a permutation of the examples (their own order without `shuffle`), cut greedily: a batch takes
     examples until the next one would exceed `tokens_per_batch`; a longer example is a batch of its own.
-    Every example is in exactly one batch of an epoch.
+    Every example is in exactly one batch of an epoch. With `shuffle` the rows of a batch stand in order of length.
 
     Args:
         lengths: `(M,)` integers, the events that each example puts into a batch (after truncation).
@@ -51,7 +51,10 @@ class TokenBatches:
         """Yield (batch number, indices of examples `(B,)` int64) of `epoch`, from batch number `start` on."""
         order, cuts = self._plan(epoch)
         for number in range(start, len(cuts) - 1):
-            yield number, order[cuts[number] : cuts[number + 1]]
+            index = order[cuts[number] : cuts[number + 1]]
+            if self.shuffle:  # who meets is random, how they stand is not: kernels like equal lengths side by side
+                index = index[np.argsort(self.lengths[index], kind="stable")]
+            yield number, index
 
     def _make_plan(self, epoch: int) -> tuple[np.ndarray, list[int]]:
         count = len(self.lengths)

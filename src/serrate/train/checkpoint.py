@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from ..errors import InvalidRun
@@ -52,7 +53,7 @@ def save(folder: Path, position: Position, model: nn.Module, optimizer: torch.op
     # The end of an epoch is the step of its last batch too: two names, so that no checkpoint has to make way first.
     place = folder / f"step-{position.step:09d}-epoch-{position.epoch:06d}"
     with write_folder_aside(place) as partial:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial / _TENSORS)
+        _write(partial / _TENSORS, tensors)
         (partial / _POSITION).write_text(json.dumps(asdict(position)), encoding="utf-8")
     for older in _places(folder):
         if older != place:
@@ -101,7 +102,12 @@ def load_best(folder: Path, model: nn.Module) -> None:
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write the model's weights as safetensors, whole or not at all."""
     with write_aside(path) as partial:
-        save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, partial)
+        _write(partial, model.state_dict())
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors; a full disk is an `OSError`, which the library's own writer does not raise."""
+    path.write_bytes(serialize({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
 
 
 def _places(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from .loop import Material, Trainer, autocast, padding_avoided, to_device
 _SAMPLES, _SHOWN = 10, 20
 
 
-def test_metrics(trainer: Trainer) -> dict[str, Any]:
+def measure(trainer: Trainer) -> dict[str, Any]:
     """Evaluate the chosen weights and the baselines on the test split; return the content of metrics.json."""
     material, config = trainer.material, trainer.config
     validation = {config.model.kind: trainer.evaluate(material.parts.validation)}

@@ -47,6 +47,7 @@ def prepare_material(config: RunConfig, histories: Histories) -> Material:
     Raises:
         InvalidData: nothing to train on, or nothing to validate or test on.
     """
+    _ = histories.items, histories.users  # read now: damaged ids are told before training, not after
     parts = split(histories, config.split)
     windows = training_windows(parts.train, config.model.max_length, every=config.train.windows == "all")
     if len(windows) == 0:

@@ -1,18 +1,19 @@
 """From a configuration and a prepared log to a saved run."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..data import Histories
+from ..data import DataConfig, Histories, prepare
 from ..distributed import World, start
-from ..errors import InvalidArgument, InvalidRun
+from ..errors import InvalidArgument, InvalidRun, SerrateError
 from ..run_folder import RunFolder
 from . import checkpoint
 from .config import RunConfig
-from .finish import test_metrics
+from .finish import measure
 from .loop import Listener, Trainer, device_of
 
 DATA = "data"  # the prepared log, in the run folder when the run made it itself
@@ -46,13 +47,61 @@ def train(config: RunConfig, histories: Histories, out: Path | str, *,
     return _finish(trainer)
 
 
+def train_log(config: RunConfig, log: Any, out: Path | str, *, listeners: Sequence[Listener] = ()) -> RunFolder:
+    """Train on a log, which is prepared into the run folder first, or on what is prepared already.
+
+    Nothing is left of a log that turns out not to be one to train on.
+
+    Args:
+        config: the whole run.
+        log: whatever `data.prepare` reads, or a prepared data set (`Histories`, or the path of its folder).
+        out: the run folder, as for `train`.
+        listeners: called with every log record.
+
+    Raises:
+        InvalidArgument: `out` is not empty; several processes and a log that is not prepared.
+        InvalidData: the log cannot be used, or leaves nothing to train, validate or test on.
+    """
+    if isinstance(log, Histories):
+        return train(config, log, out, listeners=listeners)
+    if isinstance(log, str | Path) and (Path(log) / "dataset.json").exists():
+        return train(config, Histories.open(log), out, listeners=listeners)
+    folder, prepared = RunFolder(out), Path(out) / DATA
+    if folder.config_path.exists():
+        raise InvalidArgument("out", "a path that does not exist or an empty folder", f"a saved run, {out}")
+    there = [path for path in (folder.path, prepared) if path.exists()]
+    try:
+        return train(config, _prepare(log, config.data, prepared), out, listeners=listeners)
+    except SerrateError:
+        if prepared not in there and not folder.config_path.exists():
+            shutil.rmtree(folder.path if folder.path not in there else prepared, ignore_errors=True)
+        raise
+
+
+def data_of(run: Path | str) -> Histories:
+    """Open the data set that a run was trained on: in its folder, also after that moved, or else where it was.
+
+    Raises:
+        InvalidRun: not a saved run, or one that does not say where its data set is.
+        InvalidData: the data set is not there, or damaged.
+    """
+    folder = RunFolder(run)
+    path = folder.read_config().get("dataset", {}).get("path")
+    inside = folder.path / DATA
+    if (inside / "dataset.json").exists():
+        return Histories.open(inside)
+    if path is None:
+        raise InvalidRun(f"run: {folder.config_path} does not say where its data set is; use --data DATA")
+    return Histories.open(path)
+
+
 def resume(out: Path | str, histories: Histories | None = None, *,
            listeners: Sequence[Listener] = ()) -> RunFolder:
     """Go on with a run that was stopped at any moment, to the result it would have had.
 
     Args:
         out: the run folder.
-        histories: the prepared log; opened from where it was when None.
+        histories: the prepared log; `data_of` the run when None.
         listeners: called with every log record.
 
     Raises:
@@ -66,7 +115,7 @@ def resume(out: Path | str, histories: Histories | None = None, *,
             raise InvalidRun(f"run: {folder.path} is complete; there is nothing to resume")
         shutil.rmtree(folder.checkpoints_path)  # all that was left to do
         return folder
-    histories = Histories.open(values["dataset"]["path"]) if histories is None else histories
+    histories = data_of(out) if histories is None else histories
     for part in ("num_users", "num_items", "num_events"):
         if values["dataset"].get(part) != getattr(histories, part):
             raise InvalidRun(f"run: {folder.path} began with {values['dataset'].get(part)} {part[4:]}, "
@@ -86,13 +135,30 @@ def _finish(trainer: Trainer) -> RunFolder:
     trainer.train()
     folder = trainer.folder
     if trainer.world.leads:
-        metrics = test_metrics(trainer)
+        metrics = measure(trainer)
         trainer.material.histories.items.save(folder.items_path)
         checkpoint.save_weights(folder.model_path, trainer.model)
         trainer.finish(metrics)
         folder.write_metrics(metrics)  # last: a run with metrics is complete
         shutil.rmtree(folder.checkpoints_path)
     return folder
+
+
+def _prepare(log: Any, config: DataConfig, folder: Path) -> Histories:
+    """Prepare a log, or take up what a run that was killed before its training began has prepared of it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InvalidArgument("log", "a prepared data set when several processes train", str(log))
+    if isinstance(log, str | Path) and (folder / "dataset.json").exists():
+        prepared = Histories.open(folder)
+        if _comparable(prepared.config) == _comparable(config.plain()) and prepared.summary()["source"] == str(log):
+            return prepared
+    return prepare(log, config, folder)
+
+
+def _comparable(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a `DataConfig` with the mere name of the item table, whose whole path a data set keeps."""
+    items = data.get("items")
+    return data | {"items": items | {"path": Path(items["path"]).name}} if items else data
 
 
 def _is_free(out: Path) -> bool:

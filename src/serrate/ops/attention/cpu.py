@@ -1,8 +1,8 @@
 """Attention on the CPU: rows of equal length run together through torch's flash kernel, nothing padded.
 
-Events are brought into order of row length, so that each group of `n` rows of length `L` is one contiguous slice and
-becomes a dense `(n, H, L, D)` batch without a copy. Long rows mostly have a length of their own and run alone, short
-ones share a call; README.md has the measurements.
+Events are brought into order of row length (where they are not), so that each group of `n` rows of length `L` is one
+contiguous slice and becomes a dense `(n, H, L, D)` batch without a copy. Long rows mostly have a length of their own
+and run alone, short ones share a call; README.md has the measurements.
 """
 
 import torch
@@ -28,56 +28,59 @@ def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mask: Mask, scal
 @torch.library.custom_op("serrate::attention_cpu", mutates_args=(), device_types="cpu")
 def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """Return the output `(T, H, D)` and the log-sum-exp `(T, H)`, both in the order of the events."""
+    groups = _Groups(offsets)
+    results = [torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*dense, 0.0, causal, scale=scale)
+               for dense in groups.dense(q, k, v)]
     out, logsumexp = _outputs(q, v)
-    order, groups = _groups(offsets)
-    q, k, v = (x.index_select(0, order) for x in (q, k, v))
-    sorted_out, sorted_lse = torch.empty_like(out), torch.empty_like(logsumexp)
-    for start, rows, length in groups:
-        query, key, value = (_dense(x, start, rows, length) for x in (q, k, v))
-        result, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, causal, scale=scale)
-        _dense(sorted_out, start, rows, length).copy_(result)
-        _dense(sorted_lse, start, rows, length).copy_(lse)
-    return out.index_copy_(0, order, sorted_out), logsumexp.index_copy_(0, order, sorted_lse)
+    return groups.gather(out, [out for out, _ in results]), groups.gather(logsumexp, [lse for _, lse in results])
 
 
 @torch.library.custom_op("serrate::attention_cpu_backward", mutates_args=(), device_types="cpu")
 def _backward(grad: Tensor, saved: list[Tensor], offsets: Tensor, causal: bool,
               scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of `q`, `k` and `v`; `saved` holds these, the output and the log-sum-exp."""
-    order, groups = _groups(offsets)
-    sorted_inputs = [x.index_select(0, order) for x in (grad, *saved)]
-    sorted_grads = [torch.empty(x.shape, dtype=x.dtype) for x in saved[:3]]
-    for start, rows, length in groups:
-        dense = [_dense(x, start, rows, length) for x in sorted_inputs]
-        results = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *dense, 0.0, causal, scale=scale)
-        for target, result in zip(sorted_grads, results, strict=True):
-            _dense(target, start, rows, length).copy_(result)
-    dq, dk, dv = (torch.empty_like(x).index_copy_(0, order, x) for x in sorted_grads)
+    groups = _Groups(offsets)
+    results = [torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*dense, 0.0, causal, scale=scale)
+               for dense in groups.dense(grad, *saved)]
+    dq, dk, dv = (groups.gather(torch.empty(x.shape, dtype=x.dtype), [result[at] for result in results])
+                  for at, x in enumerate(saved[:3]))
     return dq, dk, dv
 
 
-def _groups(offsets: Tensor) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """Return the events `(T,)` in order of row length, and (first event, rows, length) of each group."""
-    lengths = offsets.diff()
-    by_length = torch.argsort(lengths, stable=True)
-    sorted_lengths = lengths[by_length]
-    starts = sorted_lengths.cumsum(0) - sorted_lengths
-    shift = torch.repeat_interleave(offsets[:-1][by_length] - starts, sorted_lengths)
-    order = shift + torch.arange(shift.shape[0])
-    sizes, counts = torch.unique_consecutive(sorted_lengths, return_counts=True)
-    groups, start = [], 0
-    for length, rows in zip(sizes.tolist(), counts.tolist(), strict=True):
-        if length:
-            groups.append((start, rows, length))
-            start += rows * length
-    return order, groups
+class _Groups:
+    """The rows of a batch by length: each group of rows of one length is one contiguous slice of the events.
 
+    Rows that come in order of length already, as in a training batch, are not moved.
+    """
 
-def _dense(x: Tensor, start: int, rows: int, length: int) -> Tensor:
-    """View `rows` rows of one `length`, events `(T, H, ...)`, as `(rows, H, length, ...)`."""
-    return x[start : start + rows * length].unflatten(0, (rows, length)).transpose(1, 2)
+    def __init__(self, offsets: Tensor):
+        lengths = offsets.diff()
+        self._order: Tensor | None = None
+        if not bool((lengths.diff() >= 0).all()):
+            by_length = torch.argsort(lengths, stable=True)
+            begins, lengths = offsets[:-1][by_length], lengths[by_length]
+            shift = torch.repeat_interleave(begins - (lengths.cumsum(0) - lengths), lengths)
+            self._order = shift + torch.arange(shift.shape[0])
+        sizes, counts = torch.unique_consecutive(lengths, return_counts=True)
+        self._shapes = [(rows, length) for rows, length in zip(counts.tolist(), sizes.tolist(), strict=True) if length]
+        self._sizes = [rows * length for rows, length in self._shapes]
+
+    def dense(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return for each group its part of all tensors `(T, H, ...)`, as `(rows, H, length, ...)`."""
+        if not self._sizes:
+            return []
+        parts = [(x if self._order is None else x.index_select(0, self._order)).split(self._sizes) for x in tensors]
+        return [tuple(part.view(*shape, *part.shape[1:]).transpose(1, 2) for part in group)
+                for shape, group in zip(self._shapes, zip(*parts, strict=True), strict=True)]
+
+    def gather(self, empty: Tensor, parts: list[Tensor]) -> Tensor:
+        """Put the results `(rows, H, length, ...)` of all groups back into the order of the events, `(T, H, ...)`."""
+        if not parts:
+            return empty
+        events = [part.transpose(1, 2).flatten(0, 1) for part in parts]
+        if self._order is None:
+            return torch.cat(events, out=empty)
+        return empty.index_copy_(0, self._order, torch.cat(events))
 
 
 def _outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad
 
 from .api import Call, Mask
@@ -22,6 +21,8 @@ def unusable(call: Call) -> str | None:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mask: Mask, scale: float, longest: int) -> Tensor:
     """Attend within each row; see `api.attention`. Other widths are filled up with zeros, which add nothing."""
+    from torch.nn.attention.varlen import varlen_attn  # here, because it loads the compiler: two seconds
+
     if q.shape[0] == 0:  # the kernel refuses a batch without events
         return v + 0 * (q.sum() + k.sum())  # empty, and part of the graph of all three
     width = max(q.shape[2], v.shape[2])
