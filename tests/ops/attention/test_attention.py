@@ -5,6 +5,7 @@ the oracle in float64, and in low precision its error sets the budget that an im
 """
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -403,8 +404,8 @@ GOOD = {"q": torch.zeros(4, 2, 8), "k": torch.zeros(4, 2, 8), "v": torch.zeros(4
          "offsets: expected shape (B + 1,), dtype int32 or int64, got (3,) torch.float32"),
         ({"scale": math.nan}, "scale: expected a finite number, got nan"),
         ({"scale": math.inf}, "scale: expected a finite number, got inf"),
-        ({"implementation": "cpuu"}, "implementation: expected one of varlen, cpu, reference (did you mean 'cpu'?), "
-                                     "got 'cpuu'"),
+        ({"implementation": "cpuu"}, "implementation: expected one of triton, varlen, cpu, reference "
+                                     "(did you mean 'cpu'?), got 'cpuu'"),
     ],
 )  # fmt: skip
 def test_malformed_arguments_are_named(changes, message):
@@ -416,6 +417,7 @@ def test_malformed_arguments_are_named(changes, message):
 @pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [
+        ("triton", {}, "needs a CUDA device, got cpu"),
         ("varlen", {}, "needs a CUDA device, got cpu"),
         ("cpu", {"v": torch.zeros(4, 2, 3)}, "needs values as wide as keys, got 3 and 8"),
         ("cpu", {name: tensor.to("meta") for name, tensor in GOOD.items()}, "needs a CPU tensor, got meta"),
@@ -431,7 +433,8 @@ def test_the_automatic_choice_keeps_its_reasons():
     wide = Call(torch.device("cpu"), torch.float32, 8, 3, CAUSAL)
     choice = choose("attention", wide)
     assert choice.implementation.name == "reference"
-    assert choice.passed_over == (("varlen", "needs a CUDA device, got cpu"),
+    assert choice.passed_over == (("triton", "needs a CUDA device, got cpu"),
+                                  ("varlen", "needs a CUDA device, got cpu"),
                                   ("cpu", "needs values as wide as keys, got 3 and 8"))
 
 
@@ -441,14 +444,17 @@ def test_the_automatic_choice_keeps_its_reasons():
         ("cpu", torch.float32, 8, 8, "cpu"),
         ("cpu", torch.float64, 7, 7, "cpu"),
         ("cpu", torch.float32, 8, 4, "reference"),
-        ("cuda", torch.bfloat16, 64, 64, "varlen"),
-        ("cuda", torch.float16, 256, 256, "varlen"),
-        ("cuda", torch.float16, 25, 25, "varlen"),
-        ("cuda", torch.float16, 25, 40, "varlen"),
+        ("cuda", torch.bfloat16, 64, 64, "triton"),
+        ("cuda", torch.float16, 256, 256, "triton"),
+        ("cuda", torch.float16, 25, 25, "triton"),
+        ("cuda", torch.float16, 25, 40, "triton"),
         ("cuda", torch.float16, 264, 264, "reference"),
-        ("cuda", torch.float32, 64, 64, "reference"),
+        ("cuda", torch.float32, 64, 64, "triton"),
+        ("cuda", torch.float64, 64, 64, "reference"),
     ],
 )
 def test_which_implementation_serves_what(device, dtype, width, value_width, name):
+    if name == "triton" and find_spec("triton") is None:  # torch's CUDA builds bring it
+        name = "reference" if dtype == torch.float32 else "varlen"
     call = Call(torch.device(device), dtype, width, value_width, CAUSAL)
     assert choose("attention", call).implementation.name == name

@@ -1,10 +1,11 @@
 """Exact softmax attention within the rows of a jagged batch."""
 
 from .. import select
-from . import cpu, reference, varlen
+from . import cpu, reference, triton, varlen
 from .api import Call, Mask, attention
 
 select.register("attention", [
+    select.Implementation("triton", triton.attention, triton.unusable),
     select.Implementation("varlen", varlen.attention, varlen.unusable),
     select.Implementation("cpu", cpu.attention, cpu.unusable),
     select.Implementation("reference", reference.attention, reference.unusable),

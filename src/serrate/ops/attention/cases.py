@@ -1,6 +1,8 @@
 """Named workloads of jagged attention: one table for tests, tuning and benchmarks."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,3 +47,35 @@ _ODD_LENGTHS = {
 CASES = [Case(name, lengths) for name, lengths in _ODD_LENGTHS.items()]
 CASES += [Case(f"{case.name}_full", case.lengths, mask=Mask()) for case in CASES]
 CASES += [Case(f"width_{width}", (3, 17, 0, 6), heads=1, width=width) for width in (1, 20, 25, 32, 50, 80, 96, 256)]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A batch to measure: how many rows, how their lengths are spread up to the longest, heads, width, mask."""
+
+    name: str
+    spread: Literal["uniform", "lognormal", "equal"]
+    rows: int
+    longest: int
+    heads: int
+    width: int
+    causal: bool
+
+    def lengths(self) -> Tensor:
+        """Return the lengths `(B,)` of the rows; half of log-normal ones are under an eighth of the longest."""
+        generator = torch.Generator().manual_seed(0)
+        if self.spread == "uniform":
+            return torch.randint(1, self.longest + 1, (self.rows,), generator=generator)
+        if self.spread == "lognormal":
+            drawn = torch.randn(self.rows, generator=generator) + math.log(self.longest * 0.12)
+            return drawn.exp().long().clamp(1, self.longest)
+        return torch.full((self.rows,), self.longest)
+
+
+WORKLOADS = [
+    Workload("short", "lognormal", 4096, 128, 4, 32, False),
+    Workload("paper", "uniform", 1024, 512, 4, 64, False),
+    Workload("mid", "lognormal", 512, 2048, 4, 64, True),
+    Workload("long", "lognormal", 64, 16384, 8, 128, True),
+    Workload("full", "equal", 16, 4096, 16, 128, True),
+]

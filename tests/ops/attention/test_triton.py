@@ -1,0 +1,154 @@
+"""What the Triton implementation promises beyond the conformance suite of `test_attention.py`; needs a CUDA device."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from serrate.jagged import offsets_from_lengths
+from serrate.ops.attention import Mask, attention
+from serrate.ops.attention.bench import bench
+from serrate.ops.attention.cases import CAUSAL, WORKLOADS, Case, Workload
+from serrate.testing import assert_within_budget
+
+pytestmark = pytest.mark.gpu
+
+MANY_SHORT = Case("many_short", tuple(i * 7 % 41 for i in range(60)), heads=3, width=32)
+FEW_LONG = Case("few_long", (300, 0, 65, 513, 1, 128), heads=2, width=64)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mask: Mask, scale: float) -> Tensor:
+    """Plain torch, row by row, in the dtype of its inputs."""
+    outputs = []
+    for query, key, value in zip(*(x.split(offsets.diff().tolist()) for x in (q, k, v)), strict=True):
+        scores = torch.einsum("ihd,jhd->hij", query, key) * scale
+        if mask.causal:
+            scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+        outputs.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), value))
+    return torch.cat(outputs)
+
+
+def errors(case: Case, dtype: torch.dtype, mask: Mask, scale: float | None = None) -> None:
+    """Hold output and gradients to the numerics promise."""
+    *tensors, offsets = case.tensors(dtype, "cuda")
+    grad = torch.randn_like(tensors[2])
+    factor = case.width**-0.5 if scale is None else scale
+
+    def run(compute, dtype: torch.dtype) -> list[Tensor]:
+        q, k, v = (x.to(dtype).requires_grad_() for x in tensors)
+        out = compute(q, k, v, offsets, mask=mask, scale=factor)
+        return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad.to(dtype))]
+
+    ours = run(partial(attention, implementation="triton"), dtype)
+    for i, (actual, exact, rough) in enumerate(zip(
+            ours, run(plain, torch.float64), run(plain, dtype), strict=True)):
+        if dtype == torch.float32:  # exp(score - logsumexp) bounds it, see README.md
+            torch.testing.assert_close(actual.double(), exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
+        else:
+            assert_within_budget(actual, exact, rough, gradient=i > 0)
+
+
+@pytest.mark.parametrize("mask", [CAUSAL, Mask()], ids=["causal", "full"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("width", [1, 8, 20, 25, 32, 50, 64, 80, 96, 128, 192, 256])
+def test_every_width_over_tiles_and_blocks(width, dtype, mask):
+    errors(Case("", (131, 0, 70, 5, 64), heads=2, width=width), dtype, mask)
+
+
+@pytest.mark.parametrize("case", [MANY_SHORT, FEW_LONG], ids=lambda case: case.name)
+@pytest.mark.parametrize("mask", [CAUSAL, Mask()], ids=["causal", "full"])
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 0.9])
+def test_any_scale(case, mask, scale):
+    errors(case, torch.bfloat16, mask, scale)
+
+
+@pytest.mark.parametrize("case", [MANY_SHORT, FEW_LONG, Case("", ()), Case("", (0, 0))], ids=lambda case: case.name)
+def test_custom_operators_are_well_behaved(case):
+    *tensors, offsets = case.tensors(torch.float16, "cuda")
+    leaves = [x.requires_grad_() for x in tensors]
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(torch.ops.serrate.attention_triton.default, (*leaves, offsets, True, 0.3), test_utils=tests)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_whole_and_once_for_all_lengths(backend):
+    def loss(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+        return (attention(q * 2, k, v, offsets, mask=CAUSAL, implementation="triton").float() ** 2).sum()
+
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for lengths in ((3, 60), (2, 0, 90, 4), (1, 1, 640), (7,) * 300):
+            *tensors, offsets = Case("", lengths).tensors(torch.float16, "cuda")
+            leaves = [x.requires_grad_() for x in tensors]
+            eager = torch.autograd.grad(loss(*leaves, offsets), leaves)
+            torch.testing.assert_close(torch.autograd.grad(compiled(*leaves, offsets), leaves), eager)
+
+
+@pytest.mark.parametrize("case", [MANY_SHORT, FEW_LONG], ids=lambda case: case.name)
+def test_a_captured_graph_follows_new_offsets_and_nothing_waits(case):
+    *tensors, offsets = case.tensors(torch.bfloat16, "cuda")
+    leaves = [x.requires_grad_() for x in tensors]
+    grad = torch.randn_like(tensors[2])
+
+    def run():
+        out = attention(*leaves, offsets, mask=CAUSAL, implementation="triton")
+        return out.detach(), *torch.autograd.grad(out, leaves, grad)
+
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for lengths in (case.lengths, tuple(reversed(case.lengths))):
+        offsets.copy_(offsets_from_lengths(torch.tensor(lengths)))
+        graph.replay()
+        for replayed, eager in zip(captured, run(), strict=True):
+            assert torch.equal(replayed, eager)
+
+
+def test_elements_past_the_range_of_int32():
+    heads, width = 8, 128
+    lengths = torch.full((2**21 // 1024 + 2,), 1024)
+    offsets = offsets_from_lengths(lengths).cuda()
+    events = int(offsets[-1])
+    assert events * heads * width > 2**31
+    q = torch.randn(events, heads, width, device="cuda", dtype=torch.bfloat16)
+    out = attention(q, q, q, offsets, mask=CAUSAL, implementation="triton")
+    last = attention(q[-1024:], q[-1024:], q[-1024:], torch.tensor([0, 1024], device="cuda"), mask=CAUSAL,
+                     implementation="triton")
+    assert torch.equal(out[-1024:], last)
+
+
+def test_float32_is_exact_unless_tf32_is_asked_for(monkeypatch):
+    q, k, v, offsets = FEW_LONG.tensors(torch.float32, "cuda")
+    exact = attention(q.double(), k.double(), v.double(), offsets, implementation="reference")
+    full = attention(q, k, v, offsets, implementation="triton")
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    rough = attention(q, k, v, offsets, implementation="triton")
+    assert float((full - exact).abs().max()) < 3e-6
+    assert 3e-6 < float((rough - exact).abs().max()) < 5e-3
+
+
+def test_a_second_derivative_is_refused_and_never_wrong():
+    q, k, v, offsets = FEW_LONG.tensors(torch.float32, "cuda")
+    q.requires_grad_()
+    (grad,) = torch.autograd.grad(attention(q, k, v, offsets, implementation="triton").square().sum(), q,
+                                  create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        grad.sum().backward()
+
+
+def test_the_benchmark_checks_and_measures():
+    assert [workload.name for workload in WORKLOADS] == ["short", "paper", "mid", "long", "full"]
+    rows = bench(Workload("small", "uniform", 8, 60, 2, 32, True), 1e9, 500.0)
+    assert {row["implementation"] for row in rows} >= {"limit", "triton", "varlen", "dense"}
+    assert all(row["value"] > 0 and math.isfinite(row["value"]) for row in rows)
