@@ -296,7 +296,7 @@ def fill_table(ledger: Path) -> None:
             return " / ".join(f"{figures.get((workload, name, metric), float('nan')):.3g}" for metric in metrics)
 
         times = ("forward_ms", "forward_backward_ms")
-        memory = f"{figures[workload, 'triton', 'peak_mib']:.0f} / {cell('flex', ('peak_mib',))}"
+        memory = " / ".join(f"{figures[workload, name, 'peak_mib']:.0f}" for name in ("triton", "flex"))
         lines.append([workload, cell("limit", ("limit_ms",)), *(cell(name, times) for name in names), memory])
     origin = found[0]
     versions = ", ".join(f"{name} {value}" for name, value in origin["versions"].items())
