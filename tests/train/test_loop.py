@@ -326,3 +326,12 @@ def test_no_two_steps_draw_the_same_dropout(histories, small, tmp_path):
 
     assert steps > 2
     assert len({tuple(mask) for mask in drawn[:steps]}) == steps
+
+
+@pytest.mark.parametrize(("similarity", "given", "temperature"),
+                         [("dot", None, 1.0), ("cosine", None, 0.07), ("cosine", 0.5, 0.5), ("dot", 0.5, 0.5)])
+def test_the_temperature_follows_the_similarity_unless_it_is_given(
+        histories, small, tmp_path, similarity, given, temperature):
+    config = small(model={"similarity": similarity}, loss={"temperature": given, "kind": "full-softmax"})
+
+    assert Trainer(config, histories, tmp_path / "run", World()).loss.temperature == temperature

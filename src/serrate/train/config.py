@@ -9,12 +9,14 @@ from ..data import DataConfig, SplitConfig
 from ..evaluate import EvaluateConfig
 from ..models import ModelConfig, TransformerConfig
 
+_TEMPERATURE = "divides the logits; null: 1 for dot products, 0.07 for cosines"
+
 
 class FullSoftmaxConfig(Config):
     """Cross-entropy over the whole catalogue."""
 
     kind: Literal["full-softmax"] = "full-softmax"
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float | None = Field(default=None, gt=0, description=_TEMPERATURE)
 
 
 class SampledSoftmaxConfig(Config):
@@ -23,7 +25,7 @@ class SampledSoftmaxConfig(Config):
     kind: Literal["sampled-softmax"] = "sampled-softmax"
     negatives: int = Field(default=128, ge=1)
     smoothing: float = Field(default=0.0, ge=0, description="negatives are drawn from counts ** smoothing")
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float | None = Field(default=None, gt=0, description=_TEMPERATURE)
     shared: bool = Field(default=True, description="one draw for the batch, or one per event")
 
 
@@ -32,7 +34,7 @@ class BinaryCrossEntropyConfig(Config):
 
     kind: Literal["bce"] = "bce"
     negatives: int = Field(default=1, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float | None = Field(default=None, gt=0, description=_TEMPERATURE)
 
 
 LossConfig = Annotated[
@@ -42,12 +44,12 @@ LossConfig = Annotated[
 class TrainConfig(Config):
     """Optimisation, validation and checkpoints."""
 
-    epochs: int = Field(default=50, ge=1)
-    tokens_per_batch: int = Field(default=16384, ge=1, description="events in a batch, over all processes")
+    epochs: int = Field(default=30, ge=1)
+    tokens_per_batch: int = Field(default=4096, ge=1, description="events in a batch, over all processes")
     windows: Literal["newest", "all"] = Field(
         default="all",
         description="train on the newest max_length events of a history, or on all, in windows of that many")
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = Field(default=100, ge=0)

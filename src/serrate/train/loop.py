@@ -285,13 +285,14 @@ def to_device(batch: EventBatch, device: torch.device) -> EventBatch:
 
 def _loss(config: RunConfig, material: Material) -> nn.Module:
     loss = config.loss
+    temperature = loss.temperature or {"dot": 1.0, "cosine": 0.07}[config.model.similarity]
     if loss.kind == "full-softmax":
-        return FullSoftmax(temperature=loss.temperature)
+        return FullSoftmax(temperature=temperature)
     if loss.kind == "sampled-softmax":
         counts = torch.from_numpy(item_counts(material.histories, material.parts.train))
-        return SampledSoftmax(counts, loss.negatives, smoothing=loss.smoothing, temperature=loss.temperature,
+        return SampledSoftmax(counts, loss.negatives, smoothing=loss.smoothing, temperature=temperature,
                               shared=loss.shared)
-    return BinaryCrossEntropy(material.histories.num_items, loss.negatives, temperature=loss.temperature)
+    return BinaryCrossEntropy(material.histories.num_items, loss.negatives, temperature=temperature)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def histories(count: int = 6) -> list[list[int]]:
 
 
 def test_scores_by_hand_without_blocks():
-    made = model(blocks=0)
+    made = model(blocks=0, similarity="dot")
     items, positions = made.items.weight, made.positions.weight
     newest = F.layer_norm(items[4] * 8**0.5 + positions[0], (8,), made.norm.weight, made.norm.bias)
     torch.testing.assert_close(made.score(batch_of([7, 4])), (newest @ items.T)[None])
@@ -107,7 +107,7 @@ def test_the_cosine_similarity_is_bounded():
 
 
 def test_the_output_layer_is_the_item_table():
-    made = model()
+    made = model(similarity="dot")
     assert made.item_table() is made.items.weight
     names = {name.split(".")[0] for name, _ in made.named_parameters()}
     assert names == {"items", "positions", "blocks", "norm"}

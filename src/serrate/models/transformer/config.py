@@ -17,7 +17,7 @@ class TransformerConfig(Config):
     feedforward: int = Field(default=256, ge=1, description="width of the feed-forward layer")
     dropout: float = Field(default=0.2, ge=0, lt=1)
     max_length: int = Field(default=200, ge=1, description="newest events of a history that the model reads")
-    similarity: Literal["dot", "cosine"] = "dot"
+    similarity: Literal["dot", "cosine"] = "cosine"
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TransformerConfig":
