@@ -236,3 +236,12 @@ def test_temperatures_are_above_zero(make, temperature):
 def test_there_is_a_negative_at_least(make):
     with pytest.raises(InvalidArgument, match="negatives: expected at least 1, got 0"):
         make(0)
+
+
+def test_a_second_derivative_of_the_full_softmax_is_refused():
+    hidden, table = torch.randn(5, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    squared = FullSoftmax()(hidden, table, torch.tensor([0, 1, 2, 3, 6])).square()
+    (gradient,) = torch.autograd.grad(squared, hidden, create_graph=True)
+
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..errors import InvalidArgument
 
@@ -156,6 +157,7 @@ def _full_softmax_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
 
 
+@once_differentiable  # the saved gradients are constants to autograd: a second derivative would be wrong
 def _full_softmax_backward(ctx: Any, grad: Tensor | None, *_: Tensor | None):
     if grad is None:
         return (None,) * 7
