@@ -16,11 +16,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def row(subject: str, workload: str, implementation: str, metric: str, value: float, unit: str,
-        seed: int = 0) -> dict[str, Any]:
-    """Return one row with what is known of this process: command, commit, device, versions."""
+        seed: int = 0, packages: tuple[str, ...] = ("torch",)) -> dict[str, Any]:
+    """Return one row with what is known of this process: command, commit, device, versions (of `packages` too)."""
     return {"subject": subject, "workload": workload, "implementation": implementation, "metric": metric,
             "value": value, "unit": unit, "seed": seed, "command": command(), "commit": commit(),
-            "device": device(), "versions": versions()}
+            "device": device(), "versions": versions(packages)}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -67,6 +67,7 @@ def device() -> str:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
 
 
-def versions() -> dict[str, str]:
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
     """Return the versions that matter."""
-    return {"python": platform.python_version(), "torch": version("torch"), "serrate": serrate.__version__}
+    return {"python": platform.python_version(), **{name: version(name) for name in packages},
+            "serrate": serrate.__version__}

@@ -9,20 +9,17 @@ when the arrays agree. The log is synthetic, made before the clock starts, in a 
 """
 
 import argparse
-import json
 import os
-import platform
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 CORES = 2
+PACKAGES = ("duckdb", "numpy", "pyarrow", "pandas", "polars")
 ARRAYS = ("offsets.npy", "item.npy", "time.npy")
 LEDGER = Path(__file__).parent / "prepare-cpu.json"
 
@@ -112,6 +109,8 @@ def main() -> None:
         implementation, log, out = arguments.child
         IMPLEMENTATIONS[implementation](Path(log), Path(out))
         return
+    import ledger
+
     from serrate.data import synthesize
 
     rows = []
@@ -130,20 +129,10 @@ def main() -> None:
                       f"{peak:7.0f} MiB", flush=True)
                 for metric, value, unit in (("prepare_s", seconds, "s"), ("events_per_second", events / seconds, "1/s"),
                                             ("peak_mib", peak, "MiB")):
-                    rows.append({"workload": f"synthetic-{events}", "implementation": implementation, "metric": metric,
-                                 "value": round(value, 2), "unit": unit})
+                    rows.append(ledger.row("prepare", f"synthetic-{events}", implementation, metric, round(value, 2),
+                                           unit, arguments.seed, PACKAGES))
             log.unlink()
-    arguments.out.write_text(json.dumps([complete(row, arguments.seed) for row in rows], indent=1) + "\n")
-
-
-def complete(row: dict, seed: int) -> dict:
-    """Add to a row what all rows of a run share."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True,
-                            cwd=Path(__file__).parent).stdout.strip()
-    names = ("serrate", "duckdb", "numpy", "pyarrow", "pandas", "polars")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
-    return {"subject": "prepare", **row, "seed": seed, "command": shlex.join(["python", "benchmarks/prepare.py",
-            *sys.argv[1:]]), "commit": commit, "device": f"cpu, {CORES} cores", "versions": versions}
+    ledger.write(arguments.out, rows)
 
 
 if __name__ == "__main__":

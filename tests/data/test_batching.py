@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serrate.data import Examples, TokenBatches, history_batch, seen_items, shard, training_batch
+from serrate.data import Examples, TokenBatches, chunks, history_batch, seen_items, shard, training_batch
 from serrate.errors import InvalidArgument
 
 LENGTHS = st.lists(st.integers(0, 12), max_size=30)
@@ -50,6 +50,16 @@ def test_the_permutation_is_that_of_seed_and_epoch():
 def test_packing_by_hand():
     batches = TokenBatches(torch.tensor([3, 4, 9, 0, 2, 0]), 7, seed=0, shuffle=False)
     assert [index.tolist() for _, index in batches.epoch(0)] == [[0, 1], [2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(("most_rows", "expected"), [
+    (None, [[0, 1], [2], [3, 4, 5]]),
+    (2, [[0, 1], [2], [3, 4], [5]]),
+    (1, [[0], [1], [2], [3], [4], [5]]),
+])
+def test_chunks_by_hand(most_rows, expected):
+    assert [index.tolist() for index in chunks(torch.tensor([3, 4, 9, 0, 2, 0]), 7, most_rows)] == expected
+    assert list(chunks(torch.tensor([], dtype=torch.int64), 7, most_rows)) == []
 
 
 @pytest.mark.parametrize(("arguments", "name"), [

@@ -1,6 +1,6 @@
 """From an event log to batches: sources, preparation, histories, splits, token budgets."""
 
-from .batching import TokenBatches, history_batch, seen_items, shard, training_batch
+from .batching import TokenBatches, chunks, history_batch, seen_items, shard, training_batch
 from .config import ColumnMapping, DataConfig, ItemTable, SplitConfig
 from .histories import Histories
 from .inspect import Inspection, inspect
@@ -11,6 +11,6 @@ from .vocabulary import Vocabulary
 
 __all__ = [
     "ColumnMapping", "DataConfig", "Examples", "Histories", "Inspection", "ItemTable", "Split", "SplitConfig",
-    "TokenBatches", "Vocabulary", "history_batch", "inspect", "prepare", "seen_items", "shard", "split",
+    "TokenBatches", "Vocabulary", "chunks", "history_batch", "inspect", "prepare", "seen_items", "shard", "split",
     "synthesize", "training_batch",
 ]

@@ -70,6 +70,15 @@ class TokenBatches:
         return order, cuts
 
 
+def chunks(lengths: "np.ndarray | Tensor", most_events: int, most_rows: int | None = None) -> Iterator[Tensor]:
+    """Yield all examples in their own order as indices `(B,)` int64: at most so many events and rows at a time.
+
+    `lengths` `(M,)` are the events of each example; one longer than `most_events` is a chunk of its own.
+    """
+    for _, index in TokenBatches(lengths, most_events, seed=0, shuffle=False).epoch(0):
+        yield from torch.from_numpy(index).split(most_rows or len(index))
+
+
 def shard(index: np.ndarray, lengths: np.ndarray | Tensor, rank: int, world: int) -> np.ndarray:
     """Return the contiguous part of a batch's `index` `(B,)` for `rank` of `world`, balanced by events.
 

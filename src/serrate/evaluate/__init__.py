@@ -9,6 +9,8 @@ from .markov import Markov
 from .popularity import Popularity
 from .ranking import Scorer, evaluate
 from .table import comparisons, table
+from .training_events import item_counts
 
 __all__ = ["BASELINES", "Estimate", "EvaluateConfig", "Evaluation", "ItemKNN", "Markov", "Popularity", "Scorer",
-           "bootstrap_by_user", "compare", "comparisons", "evaluate", "evaluate_baselines", "table"]
+           "bootstrap_by_user", "compare", "comparisons", "evaluate", "evaluate_baselines", "item_counts",
+           "table"]

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..data import Examples, Histories, TokenBatches, history_batch, seen_items
+from ..data import Examples, Histories, chunks, history_batch, seen_items
 from ..errors import InvalidArgument
 from ..index import mask_items, top_k
 from ..jagged import EventBatch, JaggedTensor, offsets_from_lengths
@@ -57,12 +57,11 @@ def evaluate(scorer: Scorer, histories: Histories, examples: Examples, config: E
         raise InvalidArgument("examples", "at least one example with an event to predict", "none")
     most_rows = max(1, config.score_budget // histories.num_items)
     lengths = chosen.ends if max_length is None else chosen.ends.clip(max=max_length)
-    batches = TokenBatches(lengths, config.tokens_per_batch, seed=0, shuffle=False)
 
-    chunks = []
+    ranked = []
     covered = torch.zeros(len(config.cutoffs), histories.num_items, dtype=torch.bool)
     with torch.inference_mode(), _evaluation_mode(scorer):
-        for index in _parts(batches, most_rows):
+        for index in chunks(lengths, config.tokens_per_batch, most_rows):
             batch = history_batch(histories, chosen, index, max_length)
             truth = batch.context["truth"]
             assert isinstance(truth, JaggedTensor)
@@ -70,23 +69,17 @@ def evaluate(scorer: Scorer, histories: Histories, examples: Examples, config: E
             scores = _checked(scorer.score(batch.to(device)), len(index), histories.num_items)
             seen = seen_items(histories, chosen, index).to(scores.device) if config.exclude_seen else None
             masked = mask_items(scores, exclude=seen)
-            chunks.append(JaggedTensor.trusted(_ranks(masked, truth).cpu(), truth.offsets))
+            ranked.append(JaggedTensor.trusted(_ranks(masked, truth).cpu(), truth.offsets))
             _, ids = top_k(masked, config.cutoffs[-1])
             for cutoff, items in zip(config.cutoffs, covered, strict=True):
                 best = ids[:, :cutoff].flatten().cpu()
                 items[best[best >= 0]] = True
 
-    ranks = JaggedTensor.from_lengths(torch.cat([chunk.values for chunk in chunks]),
-                                      torch.cat([chunk.lengths for chunk in chunks]))
+    ranks = JaggedTensor.from_lengths(torch.cat([chunk.values for chunk in ranked]),
+                                      torch.cat([chunk.lengths for chunk in ranked]))
     coverage = dict(zip(config.cutoffs, covered.double().mean(dim=1).tolist(), strict=True))
     return Evaluation(config, torch.as_tensor(chosen.rows), ranks, coverage,
                       seen_truths=int(ranks.values.isinf().sum()), without_truth=len(examples) - len(chosen))
-
-
-def _parts(batches: TokenBatches, most_rows: int) -> Iterator[Tensor]:
-    """Yield the batches as `(B,)` indices, cut further into parts of at most `most_rows` rows."""
-    for _, index in batches.epoch(0):
-        yield from torch.as_tensor(index).split(most_rows)
 
 
 def _distinct(items: JaggedTensor, num_items: int) -> JaggedTensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..data import Examples, Histories, TokenBatches, seen_items
+from ..data import Examples, Histories, chunks, seen_items
 from ..jagged import JaggedTensor
 
 _EVENTS_AT_A_TIME = 2**22
@@ -13,9 +13,8 @@ _EVENTS_AT_A_TIME = 2**22
 
 def training_events(histories: Histories, examples: Examples) -> Iterator[JaggedTensor]:
     """Yield the training events, the first `ends` of each example: some rows of int64 dense ids at a time."""
-    batches = TokenBatches(examples.ends, _EVENTS_AT_A_TIME, seed=0, shuffle=False)
-    for _, index in batches.epoch(0):
-        yield seen_items(histories, examples, torch.as_tensor(index))
+    for index in chunks(examples.ends, _EVENTS_AT_A_TIME):
+        yield seen_items(histories, examples, index)
 
 
 def item_counts(histories: Histories, examples: Examples) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import models
 from ..config import Config
-from ..data import DataConfig, TokenBatches, Vocabulary
+from ..data import DataConfig, Vocabulary, chunks
 from ..errors import InvalidArgument, InvalidConfig, InvalidData, InvalidRun, shorten
 from ..index import top_k
 from ..jagged import EventBatch, JaggedTensor, gather_rows, newest
@@ -137,11 +137,10 @@ class Predictor:
             raise InvalidArgument("k", "a whole number, at least 1", repr(k))
         k = min(int(k), self.model.num_items)
         device = next(self.model.parameters()).device
-        batches = TokenBatches(histories.lengths, _EVENTS_AT_A_TIME, seed=0, shuffle=False)
         most_rows = max(1, _SCORES_AT_A_TIME // max(1, self.model.num_items))
         found = [(torch.empty(0, k), torch.empty(0, k, dtype=torch.int64))]
         with torch.inference_mode():
-            for part in (part for _, index in batches.epoch(0) for part in torch.from_numpy(index).split(most_rows)):
+            for part in chunks(histories.lengths, _EVENTS_AT_A_TIME, most_rows):
                 seen = gather_rows(histories, part)
                 batch = EventBatch({"item": newest(seen, self.model.config.max_length)}).to(device)
                 scores = self.model.score(batch).cpu()

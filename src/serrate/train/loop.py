@@ -18,8 +18,7 @@ from .. import models
 from ..data import Examples, Histories, Split, TokenBatches, shard, split, training_batch
 from ..distributed import World, sum_gradients
 from ..errors import InvalidConfig, InvalidData
-from ..evaluate import Evaluation, evaluate
-from ..evaluate.training_events import item_counts
+from ..evaluate import Evaluation, evaluate, item_counts
 from ..jagged import EventBatch
 from ..nn import BinaryCrossEntropy, FullSoftmax, SampledSoftmax
 from ..run_folder import RunFolder
