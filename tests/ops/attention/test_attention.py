@@ -384,9 +384,9 @@ GOOD = {"q": torch.zeros(4, 2, 8), "k": torch.zeros(4, 2, 8), "v": torch.zeros(4
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"q": torch.zeros(4, 16)}, "q: expected shape (T, H, D) with D >= 1, got (4, 16)"),
-        ({"q": torch.zeros(4, 2, 0)}, "q: expected shape (T, H, D) with D >= 1, got (4, 2, 0)"),
-        ({"k": torch.zeros(4, 2, 9)}, "k: expected the shape of q, (4, 2, 8), got (4, 2, 9)"),
+        ({"q": torch.zeros(4, 16)}, "q: expected shape (T, H, D) or (B, K, H, D) with H, D >= 1, got (4, 16)"),
+        ({"q": torch.zeros(4, 2, 0)}, "q: expected shape (T, H, D) or (B, K, H, D) with H, D >= 1, got (4, 2, 0)"),
+        ({"k": torch.zeros(4, 2, 9)}, "k: expected shape (S, G, 8) where G divides 2, got (4, 2, 9)"),
         ({"v": torch.zeros(5, 2, 8)}, "v: expected shape (4, 2, Dv), got (5, 2, 8)"),
         ({"v": torch.zeros(4, 16)}, "v: expected shape (4, 2, Dv), got (4, 16)"),
         ({name: torch.zeros(4, 2, 8, dtype=torch.int64) for name in "qkv"},

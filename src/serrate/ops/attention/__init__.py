@@ -2,7 +2,8 @@
 
 from .. import select
 from . import cpu, reference, triton, varlen
-from .api import Call, Mask, attention
+from .api import Call, Rows, Settings, attention, candidate_attention, pooling_attention, target_attention
+from .mask import Mask
 
 select.register("attention", [
     select.Implementation("triton", triton.attention, triton.unusable),
@@ -11,4 +12,5 @@ select.register("attention", [
     select.Implementation("reference", reference.attention, reference.unusable),
 ])
 
-__all__ = ["Call", "Mask", "attention"]
+__all__ = ["Call", "Mask", "Rows", "Settings", "attention", "candidate_attention", "pooling_attention",
+           "target_attention"]

@@ -1,65 +1,117 @@
-"""The contract of jagged attention: shapes, mask, numerics, errors and the choice of an implementation."""
+"""The contract of jagged attention: shapes, numerics, errors and the choice of an implementation."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument
 from .. import select
-
-
-@dataclass(frozen=True)
-class Mask:
-    """Which keys a query may see, within its own row.
-
-    Attributes:
-        causal: a query sees itself and the events before it.
-    """
-
-    causal: bool = False
+from .mask import Mask
 
 
 @dataclass(frozen=True)
 class Call:
-    """What an implementation is asked for: enough to say whether it can serve."""
+    """What an implementation is asked for: enough to say whether it can serve.
+
+    cross: queries have rows of their own, or are dense; grouped: several heads of queries share one of keys.
+    """
 
     device: torch.device
     dtype: torch.dtype
     width: int
     value_width: int
     mask: Mask
+    cross: bool = False
+    grouped: bool = False
+    dropout: bool = False
+    with_lse: bool = False
+
+    def beyond_plain(self) -> str | None:
+        """Say what this asks for beyond self-attention, causal or not, with heads of their own; None: nothing."""
+        asked = {"cross-attention": self.cross, "grouped heads": self.grouped, "dropout": self.dropout,
+                 "the log-sum-exp": self.with_lse, "this mask": not self.mask.plain}
+        return next((f"does not serve {name}" for name, wanted in asked.items() if wanted), None)
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    *,
-    mask: Mask = Mask(),
-    scale: float | None = None,
-    longest: int | None = None,
-    implementation: str | None = None,
-) -> Tensor:
-    """Softmax attention of every event over the events of its own row: `softmax(scale · q kᵀ + mask) v`.
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of queries and of keys are: row `b` of the one sees row `b` of the other.
+
+    queries: `(B + 1,)` offsets, the same object as `keys` in self-attention, None for dense queries `(B, K, H, D)`;
+    keys: `(B + 1,)`; longest: upper bounds on the lengths of rows of queries and of keys.
+    """
+
+    queries: Tensor | None
+    keys: Tensor
+    longest: tuple[int, int]
+
+    def pack(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries `(T, H, D)` and their offsets, dense ones too: a view where their strides allow it."""
+        if self.queries is not None:
+            return q, self.queries
+        rows, count = q.shape[:2]
+        return q.flatten(0, 1), torch.arange(rows + 1, device=q.device, dtype=self.keys.dtype) * count
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The rest of a call: `mask` (its counts as tensors `(B,)`), factor on scores, dropout, whether lse is wanted.
+
+    seed: `()` int64 on the device when `dropout` is more than 0, else None.
+    """
+
+    mask: Mask
+    scale: float
+    dropout: float = 0.0
+    seed: Tensor | None = None
+    with_lse: bool = False
+
+
+@overload
+def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, kv_offsets: Tensor | None = ..., mask: Mask = ...,
+              scale: float | None = ..., longest: int | tuple[int, int] | None = ..., dropout: float = ...,
+              seed: int | Tensor = ..., return_lse: Literal[False] = ..., implementation: str | None = ...) -> Tensor: ...
+@overload
+def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, kv_offsets: Tensor | None = ..., mask: Mask = ...,
+              scale: float | None = ..., longest: int | tuple[int, int] | None = ..., dropout: float = ...,
+              seed: int | Tensor = ..., return_lse: Literal[True],
+              implementation: str | None = ...) -> tuple[Tensor, Tensor]: ...
+def attention(q, k, v, offsets, *, kv_offsets=None, mask=Mask(), scale=None, longest=None,  # noqa: B008 - frozen
+              dropout=0.0, seed=0, return_lse=False, implementation=None):
+    """Softmax attention of every query over the keys of its own row: `softmax(scale · q kᵀ + mask) v`.
 
     Row `b` is `[offsets[b], offsets[b + 1])` of the packed axis; rows never see each other and nothing is padded.
     Empty rows cost nothing. Sums and log-sum-exp are float32 (float64 for float64 inputs) whatever the dtype.
 
+    Three shapes of call:
+
+    - *self-attention*: `q`, `k` and `v` have the same events, in the rows of `offsets`;
+    - *cross-attention*: queries are in the rows of `offsets`, keys in those of `kv_offsets`;
+    - *target attention*: `q` is `(B, K, H, D)`, K dense queries for every row of keys, which `offsets` gives. A `q`
+      that is expanded over rows is not copied: `pooling_attention`. See also `candidate_attention`.
+
     Args:
-        q: `(T, H, D)` queries; float64, float32, bfloat16 or float16; any strides.
-        k: `(T, H, D)` keys, dtype and device of `q`.
-        v: `(T, H, Dv)` values, dtype and device of `q`.
+        q: `(T, H, D)` or `(B, K, H, D)` queries; float64, float32, bfloat16 or float16; any strides.
+        k: `(S, G, D)` keys, dtype and device of `q`; `G` divides `H`, and `H / G` heads of queries share one of keys.
+        v: `(S, G, Dv)` values, dtype and device of `q`.
         offsets: `(B + 1,)` int32 or int64, starts at 0, non-decreasing, ends at `T`; its contents are not read here.
-        mask: which keys a query may see.
+        kv_offsets: `(B + 1,)`, ends at `S`; None where queries and keys have the same rows.
+        mask: which keys a query sees.
         scale: factor on the scores; `1 / sqrt(D)` when None.
-        longest: length of the longest row, when the caller knows it; an upper bound is right too.
+        longest: length of the longest row, when the caller knows it, of queries and keys or a pair for the two; an
+            upper bound is right too.
+        dropout: share of the weights that is dropped, 0 to below 1; the others are divided by `1 - dropout`.
+        seed: `()` int64 on the device of `q`, or an int. The draw follows from it and the places of query and key, so
+            it is the same in every implementation; with a tensor a captured graph can be given another one.
+        return_lse: return the log-sum-exp of each query's scores too.
         implementation: a name from `implementations("attention")`, or None for the automatic choice.
 
     Returns:
-        `(T, H, Dv)`, dtype of `q`. Differentiable in `q`, `k` and `v`.
+        `(T, H, Dv)`, or `(B, K, H, Dv)` for dense queries, dtype of `q`; with `return_lse` also the natural log-sum-exp
+        `(T, H)` or `(B, K, H)`, float32 (float64 for float64). Both differentiable in `q`, `k` and `v`.
 
     Raises:
         InvalidArgument: shapes, dtypes or devices that do not fit, a scale that is not finite.
@@ -68,30 +120,143 @@ def attention(
     Source: Rengan Xu et al., "Enhancing Performance and Scalability of Large-Scale Recommendation Systems with Jagged
     Flash Attention", RecSys 2024 (arXiv 2409.15373).
     """
-    _check(q, k, v, offsets)
-    factor: float = q.shape[2] ** -0.5 if scale is None else scale
+    dense = q.dim() == 4
+    _check(q, k, v)
+    _check_rows(q, k, offsets, kv_offsets)
+    factor: float = q.shape[-1] ** -0.5 if scale is None else scale
     if not -math.inf < factor < math.inf:
         raise InvalidArgument("scale", "a finite number", scale)
-    call = Call(q.device, q.dtype, q.shape[2], v.shape[2], mask)
-    choice = select.choose("attention", call, implementation)
-    return choice.implementation.compute(q, k, v, offsets, mask, factor, q.shape[0] if longest is None else longest)
+    if not 0 <= dropout < 1:
+        raise InvalidArgument("dropout", "a number from 0 to below 1", dropout)
+    bounds = (q.shape[1] if dense else q.shape[0], k.shape[0]) if longest is None else \
+        longest if isinstance(longest, tuple) else (q.shape[1] if dense else longest, longest)
+    keys = offsets if kv_offsets is None else kv_offsets
+    rows = Rows(None if dense else offsets, keys, bounds)
+    settings = Settings(_on_device(mask, keys), factor, dropout, _seed(seed, q) if dropout else None, return_lse)
+    call = Call(q.device, q.dtype, q.shape[-1], v.shape[2], mask, cross=keys is not rows.queries,
+                grouped=q.shape[-2] != k.shape[1], dropout=dropout > 0, with_lse=return_lse)
+    out, lse = select.choose("attention", call, implementation).implementation.compute(q, k, v, rows, settings)
+    return (out, lse) if return_lse else out
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
-    if q.dim() != 3 or q.shape[2] < 1:
-        raise InvalidArgument("q", "shape (T, H, D) with D >= 1", tuple(q.shape))
-    if k.shape != q.shape:
-        raise InvalidArgument("k", f"the shape of q, {tuple(q.shape)}", tuple(k.shape))
-    if v.dim() != 3 or v.shape[:2] != q.shape[:2]:
-        raise InvalidArgument("v", f"shape ({q.shape[0]}, {q.shape[1]}, Dv)", tuple(v.shape))
+def target_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, scale: float | None = None,
+                     implementation: str | None = None) -> Tensor:
+    """Let K dense queries of each row see its history: `(B, K, H, D)` → `(B, K, H, Dv)`.
+
+    Queries do not see each other. The same as `attention` with these queries; see there for arguments and errors.
+    """
+    if q.dim() != 4:
+        raise InvalidArgument("q", "shape (B, K, H, D)", tuple(q.shape))
+    return attention(q, k, v, offsets, scale=scale, implementation=implementation)
+
+
+def pooling_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, scale: float | None = None,
+                      implementation: str | None = None) -> Tensor:
+    """Summarise each row by K queries that the batch shares: `(K, H, D)` → `(B, K, H, Dv)`; an empty row gives 0.
+
+    The gradient of `q` is the sum over rows. Source: the pooling by multi-head attention of Lee et al., "Set
+    Transformer", ICML 2019; see `attention` for the other arguments and errors.
+    """
+    if q.dim() != 3:
+        raise InvalidArgument("q", "shape (K, H, D)", tuple(q.shape))
+    shared = q.expand(max(offsets.shape[0] - 1, 0), *q.shape)
+    return attention(shared, k, v, offsets, scale=scale, implementation=implementation)
+
+
+def candidate_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, rows: Tensor, *, scale: float | None = None,
+                        implementation: str | None = None) -> Tensor:
+    """Let each candidate see the history it points at, without a copy of that: `(M, H, D)` → `(M, H, Dv)`.
+
+    Candidates are brought together by row and attend as one jagged batch of queries, so a history is read once for all
+    that share it, and its gradient is their sum.
+
+    Args:
+        q: `(M, H, D)` candidates; they do not see each other.
+        k: `(S, G, D)`, v: `(S, G, Dv)`, offsets: `(B + 1,)` of the histories, as in `attention`.
+        v: see `k`.
+        offsets: see `k`.
+        rows: `(M,)` int32 or int64, in any order, each from 0 to `B - 1`; its contents are not read here.
+        scale: factor on the scores; `1 / sqrt(D)` when None.
+        implementation: as in `attention`.
+    """
+    if q.dim() != 3:
+        raise InvalidArgument("q", "shape (M, H, D)", tuple(q.shape))
+    if rows.shape != q.shape[:1] or rows.dtype not in (torch.int32, torch.int64):
+        got = f"{tuple(rows.shape)} {rows.dtype}"
+        raise InvalidArgument("rows", f"shape ({q.shape[0]},), dtype int32 or int64", got)
+    if rows.device != q.device:
+        raise InvalidArgument("rows", f"a tensor on {q.device}, as q", rows.device)
+    together, order = rows.sort(stable=True)
+    every = torch.arange(offsets.shape[0], device=rows.device, dtype=rows.dtype)
+    own = torch.searchsorted(together, every).to(offsets.dtype)
+    out = attention(q[order], k, v, own, kv_offsets=offsets, scale=scale, implementation=implementation)
+    return out[order.argsort()]
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.dim() not in (3, 4) or q.shape[-1] < 1 or q.shape[-2] < 1:
+        raise InvalidArgument("q", "shape (T, H, D) or (B, K, H, D) with H, D >= 1", tuple(q.shape))
+    width = q.shape[-1]
+    if k.dim() != 3 or k.shape[2] != width or k.shape[1] < 1 or q.shape[-2] % k.shape[1]:
+        raise InvalidArgument("k", f"shape (S, G, {width}) where G divides {q.shape[-2]}", tuple(k.shape))
+    if v.dim() != 3 or v.shape[:2] != k.shape[:2] or v.shape[2] < 1:
+        raise InvalidArgument("v", f"shape ({k.shape[0]}, {k.shape[1]}, Dv)", tuple(v.shape))
     if not q.dtype.is_floating_point:
         raise InvalidArgument("q", "a floating-point dtype", q.dtype)
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dtype != q.dtype:
             raise InvalidArgument(name, f"{q.dtype}, as q", tensor.dtype)
-    for name, tensor in (("k", k), ("v", v), ("offsets", offsets)):
         if tensor.device != q.device:
             raise InvalidArgument(name, f"a tensor on {q.device}, as q", tensor.device)
-    if offsets.dim() != 1 or offsets.shape[0] < 1 or offsets.dtype not in (torch.int32, torch.int64):
-        got = f"{tuple(offsets.shape)} {offsets.dtype}"
-        raise InvalidArgument("offsets", "shape (B + 1,), dtype int32 or int64", got)
+
+
+def _check_rows(q: Tensor, k: Tensor, offsets: Tensor, kv_offsets: Tensor | None) -> None:
+    given = [("offsets", offsets)] if kv_offsets is None else [("offsets", offsets), ("kv_offsets", kv_offsets)]
+    for name, tensor in given:
+        if tensor.dim() != 1 or tensor.shape[0] < 1 or tensor.dtype not in (torch.int32, torch.int64):
+            got = f"{tuple(tensor.shape)} {tensor.dtype}"
+            raise InvalidArgument(name, "shape (B + 1,), dtype int32 or int64", got)
+        if tensor.device != q.device:
+            raise InvalidArgument(name, f"a tensor on {q.device}, as q", tensor.device)
+    rows = offsets.shape[0] - 1
+    if q.dim() == 4:
+        if kv_offsets is not None:
+            raise InvalidArgument("kv_offsets", "None with dense queries: offsets are those of the keys", "a tensor")
+        if q.shape[0] != rows:
+            raise InvalidArgument("q", f"{rows} rows of queries, as offsets has", q.shape[0])
+    elif kv_offsets is None:
+        if q.shape[0] != k.shape[0]:
+            raise InvalidArgument("k", f"{q.shape[0]} events, as q, or kv_offsets", k.shape[0])
+    elif kv_offsets.shape != offsets.shape or kv_offsets.dtype != offsets.dtype:
+        got = f"{tuple(kv_offsets.shape)} {kv_offsets.dtype}"
+        raise InvalidArgument("kv_offsets", f"{tuple(offsets.shape)} {offsets.dtype}, as offsets", got)
+
+
+def _on_device(mask: Mask, offsets: Tensor) -> Mask:
+    """Return the mask with its counts as tensors `(B,)` on the device of the offsets."""
+    if not mask.per_row:
+        return mask
+    return replace(mask, context=_counts("mask.context", mask.context, offsets),
+                   targets=_counts("mask.targets", mask.targets, offsets))
+
+
+def _counts(name: str, counts: Tensor | int | None, offsets: Tensor) -> Tensor | None:
+    rows = offsets.shape[0] - 1
+    if counts is None:
+        return None
+    if isinstance(counts, int):
+        return offsets.new_full((rows,), counts)
+    if counts.shape != (rows,) or counts.dtype not in (torch.int32, torch.int64):
+        raise InvalidArgument(name, f"shape ({rows},), dtype int32 or int64", f"{tuple(counts.shape)} {counts.dtype}")
+    if counts.device != offsets.device:
+        raise InvalidArgument(name, f"a tensor on {offsets.device}, as offsets", counts.device)
+    return counts
+
+
+def _seed(seed: int | Tensor, q: Tensor) -> Tensor:
+    if isinstance(seed, int):
+        return torch.full((), seed, dtype=torch.int64, device=q.device)
+    if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != q.device:
+        expected = f"an int, or one int64 on {q.device}"
+        raise InvalidArgument("seed", expected, f"{tuple(seed.shape)} {seed.dtype} on {seed.device}")
+    return seed.reshape(())

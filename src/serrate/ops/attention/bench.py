@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
-from .api import Mask, attention
+from .api import attention
 from .cases import WORKLOADS, Workload
+from .mask import Mask
 
 ROOFLINE_GFLOP = 2 * 8192**3 / 1e9
 LARGEST_SCORES = 100e9  # bytes of a dense score matrix, above which the dense peer is left out

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...jagged import offsets_from_lengths
-from .api import Mask
+from .mask import Mask
 
 CAUSAL = Mask(causal=True)
 

@@ -8,7 +8,7 @@ and run alone, short ones share a call; README.md has the measurements.
 import torch
 from torch import Tensor
 
-from .api import Call, Mask
+from .api import Call, Rows, Settings
 
 
 def unusable(call: Call) -> str | None:
@@ -17,12 +17,12 @@ def unusable(call: Call) -> str | None:
         return f"needs a CPU tensor, got {call.device.type}"
     if call.width != call.value_width:
         return f"needs values as wide as keys, got {call.value_width} and {call.width}"
-    return None
+    return call.beyond_plain()
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mask: Mask, scale: float, longest: int) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, None]:
     """Attend within each row; see `api.attention`."""
-    return _forward(q, k, v, offsets, mask.causal, scale)[0]
+    return _forward(q, k, v, rows.keys, settings.mask.causal, settings.scale)[0], None
 
 
 @torch.library.custom_op("serrate::attention_cpu", mutates_args=(), device_types="cpu")

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from .api import Call, Mask
+from . import dropout
+from .api import Call, Rows, Settings
+from .mask import seen
 
 
 def unusable(call: Call) -> str | None:
@@ -11,20 +13,42 @@ def unusable(call: Call) -> str | None:
     return None
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mask: Mask, scale: float, longest: int) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, Tensor]:
     """Attend within each row; see `api.attention`. Half precision is computed in float32, so waits for the device."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    lengths = offsets.diff().tolist() or [0]  # no rows: one empty row, so that the graph reaches every input
-    rows = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-    outputs = [_row(query.to(wide), key.to(wide), value.to(wide), mask, scale) for query, key, value in rows]
-    return torch.cat(outputs).to(q.dtype)
+    queries, offsets = rows.pack(q)
+    group = q.shape[-2] // k.shape[1]
+    key, value = (x.to(wide).repeat_interleave(group, 1) for x in (k, v))
+    parts = []
+    for row in range(offsets.shape[0] - 1):
+        ours, theirs = (slice(*x[row:row + 2].tolist()) for x in (offsets, rows.keys))
+        hidden = ~_seen(settings, row, ours, theirs, q.device)
+        weights = _kept(settings, q.shape[-2], ours, theirs, q.device)
+        parts.append(_row(queries[ours].to(wide), key[theirs], value[theirs], settings.scale, hidden, weights))
+    # no rows: one empty row, so that the graph reaches every input
+    outputs, lse = zip(*parts, strict=True) if parts else ((queries.to(wide) @ key.mT @ value,), (queries.sum(-1),))
+    out = torch.cat(outputs).to(q.dtype)
+    return out.reshape(*q.shape[:-1], v.shape[2]), torch.cat(lse).to(wide).reshape(q.shape[:-1])
 
 
-def _row(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
-    """One row: `q`, `k` `(n, H, D)`, `v` `(n, H, Dv)` → `(n, H, Dv)`."""
-    scores = torch.einsum("ihd,jhd->hij", q, k) * scale
-    if mask.causal:
-        n = q.shape[0]
-        later = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(later, float("-inf"))
-    return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v)
+def _row(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """One row: `q` `(m, H, D)`, `k` `(n, H, D)`, `v` `(n, H, Dv)` → `(m, H, Dv)` and `(m, H)`."""
+    scores = (torch.einsum("ihd,jhd->hij", q, k) * scale).masked_fill(hidden, float("-inf"))
+    blind = hidden.all(-1, keepdim=True)  # sees nothing: 0, not 0 / 0
+    p = scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0) * weights
+    return torch.einsum("hij,jhd->ihd", p, v), scores.logsumexp(-1).T
+
+
+def _seen(settings: Settings, row: int, ours: slice, theirs: slice, device: torch.device) -> Tensor:
+    """Which keys each query of this row sees, `(m, n)`."""
+    context, targets = (0 if counts is None else int(counts[row])  # pyright: ignore[reportArgumentType]
+                        for counts in (settings.mask.context, settings.mask.targets))
+    return seen(settings.mask, ours.stop - ours.start, theirs.stop - theirs.start, context, targets, device=device)
+
+
+def _kept(settings: Settings, heads: int, ours: slice, theirs: slice, device: torch.device) -> Tensor:
+    """What dropout multiplies the weights of this row with, `(H, m, n)` or one for all."""
+    if settings.seed is None:
+        return torch.ones((), device=device)
+    queries, keys = (torch.arange(x.start, x.stop, device=device) for x in (ours, theirs))
+    return dropout.kept(settings.seed, settings.dropout, heads, queries, keys) / (1 - settings.dropout)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..api import Call, Mask
+from ..api import Call, Rows, Settings
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -30,18 +30,19 @@ def unusable(call: Call) -> str | None:
         return f"needs float32, bfloat16 or float16, got {call.dtype}"
     if not 1 <= call.value_width <= 256 or call.width > 256:
         return f"needs widths from 1 to 256, got {call.width} and {call.value_width}"
-    return None if _INSTALLED else "needs the package triton"
+    return call.beyond_plain() if _INSTALLED else "needs the package triton"
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mask: Mask, scale: float, longest: int) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, None]:
     """Attend within each row; see `api.attention`. Float32 products are IEEE unless torch is told to use TF32."""
+    scale, offsets, mask = settings.scale, rows.keys, settings.mask
     if scale <= 0:  # the kernels take the largest score times the scale for the largest scaled score
         q, scale = q * (-1.0 if scale else 0.0), -scale or 1.0
     if torch.compiler.is_compiling() or type(q) not in _PLAIN:  # tracers and tensor subclasses need operators
-        return _forward(q, k, v, offsets, mask.causal, scale)[0]
+        return _forward(q, k, v, offsets, mask.causal, scale)[0], None
     out = _Direct.apply(q, k, v, offsets, mask.causal, scale)
     assert isinstance(out, Tensor)
-    return out
+    return out, None
 
 
 def _compute(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool,
