@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the rows of queries and of keys are: row `b` of the one sees row `b` of the other.
+    """Where the rows of queries and of keys are, int32 or int64: row `b` of the one sees row `b` of the other.
 
     queries: `(B + 1,)` offsets, the same object as `keys` in self-attention, None for dense queries `(B, K, H, D)`;
     keys: `(B + 1,)`; longest: upper bounds on the lengths of rows of queries and of keys.
@@ -49,7 +49,7 @@ class Rows:
     longest: tuple[int, int]
 
     def pack(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries `(T, H, D)` and their offsets, dense ones too: a view where their strides allow it."""
+        """Return queries `(T, H, D)`, dtype kept, and their offsets; of dense ones a view where strides allow it."""
         if self.queries is not None:
             return q, self.queries
         rows, count = q.shape[:2]
@@ -71,16 +71,26 @@ class Settings:
 
 
 @overload
-def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, kv_offsets: Tensor | None = ..., mask: Mask = ...,
-              scale: float | None = ..., longest: int | tuple[int, int] | None = ..., dropout: float = ...,
-              seed: int | Tensor = ..., return_lse: Literal[False] = ..., implementation: str | None = ...) -> Tensor: ...
+def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, return_lse: Literal[True],
+              **options: Any) -> tuple[Tensor, Tensor]: ...
 @overload
-def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, kv_offsets: Tensor | None = ..., mask: Mask = ...,
-              scale: float | None = ..., longest: int | tuple[int, int] | None = ..., dropout: float = ...,
-              seed: int | Tensor = ..., return_lse: Literal[True],
-              implementation: str | None = ...) -> tuple[Tensor, Tensor]: ...
-def attention(q, k, v, offsets, *, kv_offsets=None, mask=Mask(), scale=None, longest=None,  # noqa: B008 - frozen
-              dropout=0.0, seed=0, return_lse=False, implementation=None):
+def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, return_lse: Literal[False] = False,
+              **options: Any) -> Tensor: ...
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    *,
+    kv_offsets: Tensor | None = None,
+    mask: Mask = Mask(),  # noqa: B008 - frozen
+    scale: float | None = None,
+    longest: int | tuple[int, int] | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor = 0,
+    return_lse: bool = False,
+    implementation: str | None = None,
+):
     """Softmax attention of every query over the keys of its own row: `softmax(scale · q kᵀ + mask) v`.
 
     Row `b` is `[offsets[b], offsets[b + 1])` of the packed axis; rows never see each other and nothing is padded.
@@ -141,7 +151,7 @@ def attention(q, k, v, offsets, *, kv_offsets=None, mask=Mask(), scale=None, lon
 
 def target_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, scale: float | None = None,
                      implementation: str | None = None) -> Tensor:
-    """Let K dense queries of each row see its history: `(B, K, H, D)` → `(B, K, H, Dv)`.
+    """Let K dense queries of each row see its history: `(B, K, H, D)` → `(B, K, H, Dv)`, dtype of `q`.
 
     Queries do not see each other. The same as `attention` with these queries; see there for arguments and errors.
     """
@@ -154,7 +164,7 @@ def pooling_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, scale
                       implementation: str | None = None) -> Tensor:
     """Summarise each row by K queries that the batch shares: `(K, H, D)` → `(B, K, H, Dv)`; an empty row gives 0.
 
-    The gradient of `q` is the sum over rows. Source: the pooling by multi-head attention of Lee et al., "Set
+    The dtype is kept. The gradient of `q` is the sum over rows. Source: the pooling by multi-head attention of Lee et al., "Set
     Transformer", ICML 2019; see `attention` for the other arguments and errors.
     """
     if q.dim() != 3:
@@ -172,9 +182,9 @@ def candidate_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, rows: 
 
     Args:
         q: `(M, H, D)` candidates; they do not see each other.
-        k: `(S, G, D)`, v: `(S, G, Dv)`, offsets: `(B + 1,)` of the histories, as in `attention`.
-        v: see `k`.
-        offsets: see `k`.
+        k: `(S, G, D)` keys of the histories, as in `attention`.
+        v: `(S, G, Dv)` their values.
+        offsets: `(B + 1,)` int32 or int64, the rows of the histories.
         rows: `(M,)` int32 or int64, in any order, each from 0 to `B - 1`; its contents are not read here.
         scale: factor on the scores; `1 / sqrt(D)` when None.
         implementation: as in `attention`.

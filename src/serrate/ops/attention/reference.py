@@ -41,7 +41,7 @@ def _row(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Tensor, weights:
 
 def _seen(settings: Settings, row: int, ours: slice, theirs: slice, device: torch.device) -> Tensor:
     """Which keys each query of this row sees, `(m, n)`."""
-    context, targets = (0 if counts is None else int(counts[row])  # pyright: ignore[reportArgumentType]
+    context, targets = (int(counts[row]) if isinstance(counts, Tensor) else 0
                         for counts in (settings.mask.context, settings.mask.targets))
     return seen(settings.mask, ours.stop - ours.start, theirs.stop - theirs.start, context, targets, device=device)
 
