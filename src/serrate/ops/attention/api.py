@@ -76,7 +76,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, return_lse: L
 @overload
 def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, return_lse: Literal[False] = False,
               **options: Any) -> Tensor: ...
-def attention(
+def attention(  # pyright: ignore[reportInconsistentOverload] - the options are the parameters below
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -164,8 +164,9 @@ def pooling_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, scale
                       implementation: str | None = None) -> Tensor:
     """Summarise each row by K queries that the batch shares: `(K, H, D)` → `(B, K, H, Dv)`; an empty row gives 0.
 
-    The dtype is kept. The gradient of `q` is the sum over rows. Source: the pooling by multi-head attention of Lee et al., "Set
-    Transformer", ICML 2019; see `attention` for the other arguments and errors.
+    The dtype is kept. The gradient of `q` is the sum over rows. See `attention` for the other arguments and errors.
+
+    Source: pooling by multi-head attention of Juho Lee et al., "Set Transformer", ICML 2019 (arXiv 1810.00825).
     """
     if q.dim() != 3:
         raise InvalidArgument("q", "shape (K, H, D)", tuple(q.shape))
