@@ -1,37 +1,28 @@
-"""Fills the tables of docs/results.md from the ledgers beside this file.
+"""Fills docs/results.md, its charts, and the tables of attention's README from the ledgers beside this file.
 
     python benchmarks/tables.py            # write
-    python benchmarks/tables.py --check    # exit 1 when the page and the ledgers disagree
+    python benchmarks/tables.py --check    # exit 1 when the pages and the ledgers disagree
 """
 
-import json
 import re
 import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
+import curves
+
+from serrate.ops.attention import tables as attention
+from serrate.ops.figures import origin, read, table
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
+ATTENTION = HERE / "attention-h200.json"
 
 
 def rows(pattern: str) -> list[dict]:
     """Return the rows of all ledgers whose name matches."""
-    return [entry for path in sorted(HERE.glob(pattern)) for entry in json.loads(path.read_text())]
-
-
-def table(head: list[str], body: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def origin(found: list[dict]) -> str:
-    """Say where figures come from: each command once, with device, commit and versions."""
-    seen = {(row["command"], row["device"], row["commit"],
-             ", ".join(f"{name} {value}" for name, value in row["versions"].items())) for row in found}
-    return "\n".join(f"- `{command}`: {device}; commit {commit}; {versions}"
-                     for command, device, commit, versions in sorted(seen))
+    return [entry for path in sorted(HERE.glob(pattern)) for entry in read(path)]
 
 
 def quality() -> str:
@@ -86,15 +77,31 @@ def throughput() -> str:
     return table(["log", "batches", "events/s", "jagged is", "device"], body) + "\n\n" + origin(found)
 
 
-def main() -> None:
-    """Write the page, or compare."""
+def fill_rates() -> str:
+    """Attention over fill rates."""
+    return curves.section(rows(ATTENTION.name))
+
+
+def pages() -> dict[Path, str]:
+    """Return every file that is made here, with its text."""
     text = PAGE.read_text()
-    for name, make in (("quality", quality), ("prepare", prepare), ("throughput", throughput)):
+    for name, make in (("quality", quality), ("prepare", prepare), ("throughput", throughput), ("curves", fill_rates)):
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda found, make=make: f"{found[1]}\n{make()}\n\n{found[2]}", text)
+    charts = curves.charts(rows(ATTENTION.name))
+    return {PAGE: text, attention.README: attention.filled(attention.README.read_text(), ATTENTION),
+            **{PAGE.with_name(name): chart for name, chart in charts.items()}}
+
+
+def main() -> None:
+    """Write the pages, or compare."""
+    made = pages()
+    other = [path.relative_to(HERE.parent) for path, text in made.items()
+             if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:
-        sys.exit(0 if text == PAGE.read_text() else "docs/results.md: run python benchmarks/tables.py")
-    PAGE.write_text(text)
+        sys.exit(f"{', '.join(map(str, other))}: run python benchmarks/tables.py" if other else 0)
+    for path in other:
+        (HERE.parent / path).write_text(made[HERE.parent / path])
 
 
 if __name__ == "__main__":

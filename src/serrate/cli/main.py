@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import SerrateError
-from . import config, data, doctor, quickstart, run
+from . import bench, config, data, doctor, quickstart, run
 from .groups import group
 
 # Typer brings its own copy of click, or uses an installed one: take the classes from what it exports.
@@ -26,6 +26,7 @@ app.command()(run.evaluate)
 app.command()(run.recommend)
 app.command()(run.report)
 app.add_typer(config.app, name="config")
+app.add_typer(bench.app, name="bench")
 app.command()(doctor.doctor)
 
 

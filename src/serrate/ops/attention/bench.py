@@ -1,192 +1,108 @@
-"""Jagged attention beside the peers that plain torch has: `python -m serrate.ops.attention.bench [workload ...]`.
+"""Jagged attention beside the peers that plain torch has: `python -m serrate.ops.attention.bench [part ...]`.
 
+Parts are `short`, `paper`, `mid`, `long`, `full` (self-attention), `crowd` (65,536 short rows), `target` (dense queries
+over histories), `smallest` (host time of the smallest call) and `curves` (over fill rates); all of them without a name.
 Every workload is checked first, against the float64 oracle; without a right answer no speed is told. All peers run in
-the same process. Rows of figures go to `attention-<device>.json` under `$OUT`, or `benchmarks` without it. Dense peers
-get their inputs padded and transposed beforehand, FlexAttention its mask: neither is in its time.
+the same process; one that cannot is told and left out. Rows of figures go to `attention-<device>.json` under `$OUT`,
+or `benchmarks` without it, as soon as a workload is measured; those of other workloads that stood there stay.
 
-`python -m serrate.ops.attention.bench --table benchmarks/attention-h200.json` fills the table of README.md from a file.
+`python -m serrate.ops.attention.bench --table benchmarks/attention-h200.json` fills the tables of README.md.
 """
 
-import importlib.metadata
-import json
+import importlib.util
 import os
-import platform
-import subprocess
+import statistics
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
 
+from ...jagged import offsets_from_lengths
+from .. import figures
 from .api import attention
-from .cases import WORKLOADS, Workload
 from .mask import Mask
+from .peers import OF_DENSE_QUERIES, OF_EVENTS, OF_MANY_ROWS, ON_CURVES, PEERS, Inputs, Peer, forget, make, ours
+from .tables import fill
+from .workloads import CROWD, CURVES, FILLS, SMALLEST, TARGETS, WORKLOADS, Workload, on_curve
 
 ROOFLINE_GFLOP = 2 * 8192**3 / 1e9
-LARGEST_SCORES = 100e9  # bytes of a dense score matrix, above which the dense peer is left out
+LARGEST_SCORES = 100e9  # bytes of dense scores, above which the dense peer is left out
+CHECKED = {"cuda": 4096, "cpu": 1024}  # events from either end of a batch that the oracle computes too
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+UNITS = {"ms": "ms", "us": "µs", "mib": "MiB", "events": "events"}
 
-Peer = tuple[Callable[[], Tensor], list[Tensor]]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One workload on the device: q, k, v `(T, H, D)` bfloat16, offsets `(B + 1,)` int64, a gradient of the output."""
-
-    workload: Workload
-    qkv: tuple[Tensor, Tensor, Tensor]
-    grad: Tensor
-    offsets: Tensor
-
-    def leaves(self, change: Callable[[Tensor], Tensor] = torch.clone) -> list[Tensor]:
-        """Return q, k and v after `change`, asking for gradients."""
-        return [change(x.detach()).detach().requires_grad_() for x in self.qkv]
+Figures = dict[str, float]
 
 
-def make(workload: Workload) -> Inputs:
-    """Return the inputs of a workload, the same each time."""
-    lengths = workload.lengths()
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).cuda()
-    generator = torch.Generator("cuda").manual_seed(0)
-    shape = (int(lengths.sum()), workload.heads, workload.width)
-    q, k, v, grad = (torch.randn(shape, device="cuda", generator=generator).bfloat16() for _ in range(4))
-    return Inputs(workload, (q, k, v), grad, offsets)
+def failures() -> tuple[type[Exception], ...]:
+    """Return what a computation raises that this torch, device or shape does not have; Triton has a root of its own."""
+    known = (RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError, ImportError)
+    if importlib.util.find_spec("triton") is None:
+        return known
+    from triton.errors import TritonError  # pyright: ignore[reportMissingImports]
+
+    return *known, TritonError
 
 
-# --- peers ---
+# --- is it right? ---
 
 
-def ours(inputs: Inputs) -> Peer:
-    """Return our kernels, the making of their plan in each call."""
-    q, k, v = inputs.leaves()
-    mask, longest = Mask(inputs.workload.causal), inputs.workload.longest
-    return lambda: attention(q, k, v, inputs.offsets, mask=mask, longest=longest, implementation="triton"), [q, k, v]
+def wrong(inputs: Inputs, implementation: str = "triton") -> float:
+    """Return the largest relative error of output and gradients on the first and last rows, against the oracle.
 
-
-def varlen(inputs: Inputs) -> Peer:
-    """Return torch's variable-length FlashAttention-2, its int32 offsets made beforehand."""
-    q, k, v = inputs.leaves()
-    offsets, longest = inputs.offsets.int(), inputs.workload.longest
-    window = (-1, 0) if inputs.workload.causal else (-1, -1)
-
-    def run() -> Tensor:
-        out = varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=window)
-        assert isinstance(out, Tensor)
-        return out
-
-    return run, [q, k, v]
-
-
-def padded(inputs: Inputs) -> tuple[list[Tensor], Tensor]:
-    """Return q, k, v as `(B, H, N, D)` leaves, and where `(B, N)` there are events."""
-    n, lengths = inputs.workload.longest, inputs.offsets.diff()
-    there = torch.arange(n, device="cuda") < lengths[:, None]
-
-    def pad(x: Tensor) -> Tensor:
-        full = x.new_zeros(*there.shape, *x.shape[1:])
-        full[there] = x
-        return full.transpose(1, 2).contiguous()
-
-    return inputs.leaves(pad), there
-
-
-def dense(inputs: Inputs) -> Peer:
-    """Return eager attention over padded rows."""
-    (q, k, v), there = padded(inputs)
-    n = inputs.workload.longest
-    bias = torch.zeros(there.shape, device="cuda", dtype=q.dtype).masked_fill_(~there, float("-inf"))[:, None, None]
-    later = torch.ones(n, n, dtype=torch.bool, device="cuda").triu(1) if inputs.workload.causal else None
-
-    def run() -> Tensor:
-        scores = q @ k.transpose(-1, -2) * inputs.workload.width**-0.5 + bias
-        return (scores if later is None else scores.masked_fill(later, float("-inf"))).softmax(-1) @ v
-
-    return run, [q, k, v]
-
-
-def scaled_dot_product(inputs: Inputs, backend: SDPBackend) -> Peer:
-    """Return torch's fused attention over padded rows; padding is computed too."""
-    (q, k, v), _ = padded(inputs)
-
-    def run() -> Tensor:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=inputs.workload.causal)
-
-    return run, [q, k, v]
-
-
-def nested(inputs: Inputs) -> Peer:
-    """Return torch's nested tensors."""
-    leaves, lengths = inputs.leaves(), inputs.offsets.diff()
-    low, high = int(lengths.min()), int(lengths.max())
-
-    def run() -> Tensor:
-        q, k, v = (torch.nested.nested_tensor_from_jagged(
-            x, inputs.offsets, min_seqlen=low, max_seqlen=high).transpose(1, 2) for x in leaves)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=inputs.workload.causal).transpose(1, 2).values()
-
-    return run, leaves
-
-
-def flex(inputs: Inputs) -> Peer:
-    """Return compiled FlexAttention with a document mask, over all rows end to end."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    causal, events = inputs.workload.causal, inputs.grad.shape[0]
-    whole = (events + 127) // 128 * 128
-    rows = torch.repeat_interleave(inputs.offsets.diff(), output_size=events)
-    rows = torch.cat([rows, rows.new_full((whole - events,), inputs.offsets.shape[0])])
-
-    def seen(_batch, _head, i, j):
-        same = rows[i] == rows[j]
-        return same & (i >= j) if causal else same
-
-    mask = torch.compile(create_block_mask)(seen, None, None, whole, whole, device="cuda")
-    leaves = inputs.leaves(lambda x: F.pad(x, (0, 0, 0, 0, 0, whole - events)).transpose(0, 1)[None].contiguous())
-    compiled: Callable[..., Any] = torch.compile(flex_attention)
-    return lambda: compiled(*leaves, block_mask=mask), leaves
-
-
-PEERS: dict[str, Callable[[Inputs], Peer]] = {
-    "triton": ours,
-    "varlen": varlen,
-    "dense": dense,
-    "padded flash": lambda inputs: scaled_dot_product(inputs, SDPBackend.FLASH_ATTENTION),
-    "padded cudnn": lambda inputs: scaled_dot_product(inputs, SDPBackend.CUDNN_ATTENTION),
-    "nested": nested,
-    "flex": flex,
-}
-
-
-# --- check, then measure ---
-
-
-def wrong(inputs: Inputs) -> float:
-    """Return the largest relative error of our output and gradients on the first rows, against the float64 oracle."""
-    run, leaves = ours(inputs)
+    The whole batch is computed, but only these rows get a gradient. Where no row is short enough for the oracle, a
+    row of the most events that it takes stands for them.
+    """
+    workload, offsets, lengths = inputs.workload, inputs.offsets, inputs.offsets.diff()
+    most = CHECKED[offsets.device.type]
+    rows = (offsets[1:] <= most) | (offsets[:-1] >= offsets[-1] - most)
+    if not bool(rows.any()):
+        shorter = replace(workload, rows=1, longest=most, given=(most,))
+        return wrong(make(shorter, offsets.device.type, inputs.grad.dtype), implementation)
+    events = rows.repeat_interleave(lengths)
+    asked = rows if workload.queries else events
+    run, leaves = ours(inputs, implementation)
     out = run()
-    results = (out, *torch.autograd.grad(out, leaves, inputs.grad))
-    rows = max(1, int((inputs.offsets <= 4096).sum()) - 1)
-    offsets = inputs.offsets[: rows + 1]
-    end = int(offsets[-1])
-    exact = [x[:end].double().requires_grad_() for x in inputs.qkv]
-    q, k, v = exact
-    oracle = attention(q, k, v, offsets, mask=Mask(inputs.workload.causal), implementation="reference")
-    expected = (oracle, *torch.autograd.grad(oracle, exact, inputs.grad[:end].double()))
+    chosen = asked.view(-1, *[1] * (out.dim() - 1))
+    results = (out, *torch.autograd.grad(out, leaves, inputs.grad.where(chosen, 0)))
+
+    def of_rows(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        return [out[asked], q if workload.shared else q[asked], k[events], v[events]]
+
+    q, k, v = exact = [x.detach().double().requires_grad_() for x in of_rows(out, *inputs.qkv)[1:]]
+    queries = q.expand(int(rows.sum()), *q.shape) if workload.shared else q
+    oracle = attention(queries, k, v, offsets_from_lengths(lengths[rows]), mask=Mask(causal=workload.causal),
+                       implementation="reference")
+    expected = (oracle, *torch.autograd.grad(oracle, exact, inputs.grad[asked].double()))
     with torch.no_grad():
-        return max(float((x[:end].double() - y).norm() / y.norm()) for x, y in zip(results, expected, strict=True))
+        sizes = torch.stack([x.norm() for x in expected])
+        # a gradient that is zero, as that of queries with one key, is compared with the others
+        sizes = sizes.maximum(0.05 * sizes.max())
+        errors = [(x.double() - y).norm() for x, y in zip(of_rows(*results), expected, strict=True)]
+        return float((torch.stack(errors) / sizes).max())  # max hands NaN on
 
 
-def milliseconds(run: Callable[[], Any]) -> float:
-    """Return the median time of a call, with a cold cache."""
-    from triton.testing import do_bench  # pyright: ignore[reportMissingImports]
+# --- how fast, in how much memory? ---
 
-    return do_bench(run, warmup=20, rep=80, return_mode="median")
+
+def milliseconds(run: Callable[[], Any], device: str = "cuda", seconds: float = 1.0) -> float:
+    """Return the median time of a call: on a GPU with a cold cache, on a CPU of the calls that `seconds` allow."""
+    if device == "cuda":
+        from triton.testing import do_bench  # pyright: ignore[reportMissingImports]
+
+        return do_bench(run, warmup=20, rep=80, return_mode="median")
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while not times or (time.perf_counter() < end and len(times) < 20):
+        began = time.perf_counter()
+        run()
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
 
 
 def ceilings() -> tuple[float, float]:
@@ -198,8 +114,49 @@ def ceilings() -> tuple[float, float]:
     return copied, ROOFLINE_GFLOP / milliseconds(lambda: left @ right)
 
 
-def measure(peer: Peer, graph: bool = False) -> dict[str, float]:
-    """Return forward, and forward and backward milliseconds, and the extra memory of both in MiB."""
+def limit(inputs: Inputs, copied: float, product: float) -> Figures:
+    """Return the least times that a forward pass, and one with its backward pass, can take on this device.
+
+    Every tensor moved once a pass (the backward reads q, k, v, out and its gradient and writes three), or the products
+    that are needed: two in the forward, five in the backward pass.
+    """
+    workload, lengths = inputs.workload, inputs.offsets.diff().double()
+    squares = float((lengths * lengths).sum()) * (0.5 if workload.causal else 1.0)
+    pairs = workload.queries * float(lengths.sum()) if workload.queries else squares
+    nbytes = sum(x.nbytes for x in inputs.qkv) + inputs.grad.nbytes
+    gflop = 4 * pairs * workload.heads * workload.width / 1e9
+    return {"limit_ms": max(nbytes / copied, gflop / product),
+            "limit_forward_backward_ms": max(3 * nbytes / copied, 3.5 * gflop / product)}
+
+
+def everything(peer: Peer, is_ours: bool, seconds: float) -> Figures:
+    """Return times of the forward pass and of both passes, on a GPU also extra memory, and of ours replayed graphs."""
+    both = _both(peer)
+    device = peer.leaves[0].device.type
+    found = {"peak_mib": _peak(peer, both)} if device == "cuda" else {}
+    with torch.no_grad():
+        found["forward_ms"] = milliseconds(peer.run, device, seconds / 2)
+    found["forward_backward_ms"] = milliseconds(both, device, seconds / 2)
+    return found | (_replays(peer) if is_ours and device == "cuda" else {})
+
+
+def both_passes(peer: Peer, is_ours: bool, seconds: float) -> Figures:
+    """Return the extra memory and the time of both passes together."""
+    both = _both(peer)
+    return {"peak_mib": _peak(peer, both), "forward_backward_ms": milliseconds(both)}
+
+
+def host_time(peer: Peer, is_ours: bool, seconds: float) -> Figures:
+    """Return how long the host takes for a call, which does not wait for the device."""
+    run, leaves = peer
+    grad = torch.randn_like(run())
+    with torch.no_grad():
+        found = {"host_forward_us": _host_microseconds(run)}
+    return found | {"host_forward_backward_us": _host_microseconds(
+        lambda: torch.autograd.grad(run(), leaves, grad))}
+
+
+def _both(peer: Peer) -> Callable[[], None]:
     run, leaves = peer
     grad = torch.randn_like(run())
 
@@ -208,22 +165,23 @@ def measure(peer: Peer, graph: bool = False) -> dict[str, float]:
             leaf.grad = None
         run().backward(grad)
 
+    return both
+
+
+def _peak(peer: Peer, both: Callable[[], None]) -> float:
     both()
     torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated() - sum(leaf.nbytes for leaf in leaves)  # their gradients are there already
+    # gradients of the leaves are there already, but belong to what is counted
+    before = torch.cuda.memory_allocated() - sum(leaf.nbytes for leaf in peer.leaves)
     torch.cuda.reset_peak_memory_stats()
     both()
-    figures = {"peak_mib": (torch.cuda.max_memory_allocated() - before) / 2**20}
-    with torch.no_grad():
-        figures["forward_ms"] = milliseconds(run)
-    figures["forward_backward_ms"] = milliseconds(both)
-    if graph:
-        figures |= replays(run, leaves, grad)
-    return figures
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def replays(run: Callable[[], Tensor], leaves: list[Tensor], grad: Tensor) -> dict[str, float]:
+def _replays(peer: Peer) -> Figures:
     """Return the times of replayed CUDA graphs, which leave out what the host takes."""
+    run, leaves = peer
+    grad = torch.randn_like(run())
     graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graphs[0]):
         run()
@@ -233,28 +191,21 @@ def replays(run: Callable[[], Tensor], leaves: list[Tensor], grad: Tensor) -> di
             "graph_forward_backward_ms": milliseconds(graphs[1].replay)}
 
 
-def limit(inputs: Inputs, copied: float, product: float) -> dict[str, float]:
-    """Return the least time a forward pass can take: q, k, v and out moved once, or the products that are needed."""
-    lengths = inputs.offsets.diff().double()
-    workload = inputs.workload
-    pairs = float((lengths * lengths).sum()) * (0.5 if workload.causal else 1.0)
-    gflop = 4 * pairs * workload.heads * workload.width / 1e9
-    return {"limit_ms": max(4 * inputs.grad.nbytes / copied, gflop / product)}
+def _host_microseconds(run: Callable[[], Any], calls: int = 100, rounds: int = 9) -> float:
+    """Return the median over rounds of the time of a call; a round fills no queue, and rounds wait for the device."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    times = []
+    for _ in range(rounds):
+        wait()
+        began = time.perf_counter()
+        for _ in range(calls):
+            run()
+        times.append(1e6 * (time.perf_counter() - began) / calls)
+    wait()
+    return statistics.median(times)
 
 
-# --- rows of figures ---
-
-
-def row(workload: str, implementation: str, metric: str, value: float) -> dict[str, Any]:
-    """Return one figure with what is behind it: command, commit, device, versions."""
-    commit = os.environ.get("SERRATE_COMMIT") or subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    versions = {"python": platform.python_version(), "torch": torch.__version__,
-                "triton": importlib.metadata.version("triton")}
-    return {"subject": "attention", "workload": workload, "implementation": implementation, "metric": metric,
-            "value": round(value, 5), "unit": "MiB" if metric.endswith("mib") else "ms", "seed": 0,
-            "command": " ".join(["python -m serrate.ops.attention.bench", *sys.argv[1:]]), "commit": commit,
-            "device": torch.cuda.get_device_name(), "versions": versions}
+# --- ours beside its peers ---
 
 
 def tell(text: str) -> None:
@@ -262,66 +213,146 @@ def tell(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How a workload is measured: ours beside which peers, what of each, and where lines of progress go.
+
+    ceilings: as the function of this name returns them, None where they are unknown; seconds: the most that one
+    implementation may take on a CPU (a GPU takes what it needs).
+    """
+
+    peers: Sequence[str] = OF_EVENTS
+    take: Callable[[Peer, bool, float], Figures] = everything
+    implementation: str = "triton"
+    ceilings: tuple[float, float] | None = None
+    seconds: float = 20.0
+    tell: Callable[[str], None] = tell
+
+
 def bench(workload: Workload, copied: float, product: float) -> list[dict[str, Any]]:
-    """Check and measure one workload; raises AssertionError where our answer is wrong."""
-    inputs = make(workload)
-    error = wrong(inputs)
-    assert error < 0.01, f"{workload.name}: relative error {error:.1e} against the float64 oracle, no speed is told"
-    limits = limit(inputs, copied, product)
-    rows = [row(workload.name, "limit", metric, value) for metric, value in limits.items()]
-    tell(f"{workload.name}: {inputs.grad.shape[0]} events, error {error:.1e}, limit {limits['limit_ms']:.3f} ms")
-    for name, prepare in PEERS.items():
-        if name == "dense" and 8 * workload.rows * workload.heads * workload.longest**2 > LARGEST_SCORES:
-            continue
-        torch.cuda.empty_cache()
-        torch.compiler.reset()
+    """Check and measure one workload on the GPU beside all peers; see `compare`."""
+    return compare(make(workload), Comparison(ceilings=(copied, product)))
+
+
+def compare(inputs: Inputs, how: Comparison) -> list[dict[str, Any]]:
+    """Check ours, then measure it and its peers; return rows of figures.
+
+    Raises AssertionError where our answer is wrong, and whatever ours raises; a peer that fails is told and left out.
+    """
+    workload, device = inputs.workload, inputs.grad.device.type
+    error, allowed = wrong(inputs, how.implementation), TOLERANCE[inputs.grad.dtype]
+    if not error < allowed:  # written so that NaN fails
+        raise AssertionError(f"{workload.name}: relative error {error:.1e} of {how.implementation} against the float64 "
+                             f"oracle, more than {allowed:.0e}: no speed is told")
+    found: dict[str, Figures] = {"batch": {"events": inputs.qkv[1].shape[0]}}
+    if how.ceilings is not None:
+        found["limit"] = limit(inputs, *how.ceilings)
+    how.tell(f"{workload.name}: {inputs.qkv[1].shape[0]:,} events, error {error:.1e}")
+    prepare = {how.implementation: lambda inputs: ours(inputs, how.implementation)}
+    prepare |= {name: PEERS[name] for name in how.peers if name != how.implementation}
+    for name, make_peer in prepare.items():
+        reason = _left_out(name, inputs, found.get(how.implementation, {}), how.seconds)
+        if reason is None:
+            try:
+                found[name] = how.take(make_peer(inputs), name == how.implementation, how.seconds)
+                how.tell(f"  {name:16} " + "  ".join(f"{key} {value:.4g}" for key, value in found[name].items()))
+            except failures() as failure:
+                if name == how.implementation:
+                    raise
+                reason = "failed: " + (str(failure).splitlines() or [type(failure).__name__])[0][:160]
+        if reason is not None:
+            how.tell(f"  {name:16} {reason}")
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    forget()
+    return [row(workload.name, name, metric, value, device)
+            for name, values in found.items() for metric, value in values.items()]
+
+
+def _left_out(name: str, inputs: Inputs, of_ours: Figures, seconds: float) -> str | None:
+    """Say why a peer is not tried: what it computes over padding would not fit, or take too long on a CPU."""
+    workload, lengths = inputs.workload, inputs.offsets.diff()
+    scores = 8 * workload.rows * workload.heads * workload.longest**2
+    if name == "dense" and scores > LARGEST_SCORES:
+        return f"left out: its scores would take {scores / 1e9:,.0f} GB"
+    if name.startswith("padded") and inputs.grad.device.type == "cpu":
+        more = workload.rows * workload.longest**2 / float((lengths.double() ** 2).sum())
+        expected = more * of_ours["forward_backward_ms"] / 1000
+        if expected > seconds:
+            return f"left out: it would take about {expected:,.0f} s a call, over padding"
+    return None
+
+
+def row(workload: str, implementation: str, metric: str, value: float, device: str = "cuda") -> dict[str, Any]:
+    """Return one figure with what is behind it."""
+    installed = tuple(name for name in ("torch", "triton") if importlib.util.find_spec(name))
+    made = figures.row("attention", workload, implementation, metric, round(value, 5),
+                       UNITS[metric.rpartition("_")[2]], packages=installed)
+    return made | {"device": figures.device(device)}
+
+
+# --- from the command line ---
+
+
+class Part(NamedTuple):
+    """What is measured together under one name: workloads, beside which peers, and what of each."""
+
+    workloads: Sequence[Workload]
+    peers: Sequence[str] = OF_EVENTS
+    take: Callable[[Peer, bool, float], Figures] = everything
+
+
+PARTS = {workload.name: Part([workload]) for workload in WORKLOADS} | {
+    "crowd": Part([CROWD], OF_MANY_ROWS),
+    "target": Part(TARGETS, OF_DENSE_QUERIES),
+    "smallest": Part([SMALLEST], ("varlen",), host_time),
+    "curves": Part([on_curve(longest, fill) for longest in CURVES for fill in FILLS], ON_CURVES, both_passes),
+}
+
+
+def measured(names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """Measure these parts; yield the rows of each workload. A part of which ours fails is told, and ends there.
+
+    Raises RuntimeError at the end where any part failed.
+    """
+    limits = ceilings()
+    tell(f"copy {limits[0] / 1e9:.2f} TB/s, product {limits[1]:.0f} TFLOP/s")
+    failed = []
+    for name in names:
+        part, began = PARTS[name], time.monotonic()
         try:
-            figures = measure(prepare(inputs), graph=name == "triton")
-        except (RuntimeError, TypeError, ValueError) as failure:  # a peer that this torch or this shape does not have
-            tell(f"  {name:13} failed: {str(failure).splitlines()[0][:120]}")
-            continue
-        rows += [row(workload.name, name, metric, value) for metric, value in figures.items()]
-        tell(f"  {name:13} " + "  ".join(f"{metric} {value:.4g}" for metric, value in figures.items()))
-    return rows
-
-
-def fill_table(ledger: Path) -> None:
-    """Fill the table of README.md from the rows of a file: forward / forward and backward, milliseconds."""
-    found = json.loads(ledger.read_text())
-    figures = {(entry["workload"], entry["implementation"], entry["metric"]): entry["value"] for entry in found}
-    names = list(dict.fromkeys(entry["implementation"] for entry in found if entry["implementation"] != "limit"))
-    lines = [["workload", "limit fwd", *names, "peak MiB: triton / flex"]]
-    lines.append(["---"] * len(lines[0]))
-    for workload in dict.fromkeys(entry["workload"] for entry in found):
-        def cell(name: str, metrics: tuple[str, ...], workload: str = workload) -> str:
-            return " / ".join(f"{figures.get((workload, name, metric), float('nan')):.3g}" for metric in metrics)
-
-        times = ("forward_ms", "forward_backward_ms")
-        memory = " / ".join(f"{figures[workload, name, 'peak_mib']:.0f}" for name in ("triton", "flex"))
-        lines.append([workload, cell("limit", ("limit_ms",)), *(cell(name, times) for name in names), memory])
-    origin = found[0]
-    versions = ", ".join(f"{name} {value}" for name, value in origin["versions"].items())
-    block = "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("nan / nan", "–")
-    block += f"\n\n`{origin['command']}`: {origin['device']}; commit {origin['commit']}; {versions}\n"
-    readme = Path(__file__).with_name("README.md")
-    start, end = "<!-- GPU figures -->\n", "<!-- end of GPU figures -->"
-    before, _, rest = readme.read_text().partition(start)
-    readme.write_text(before + start + block + end + rest.partition(end)[2])
+            for workload in part.workloads:
+                yield compare(make(workload), Comparison(part.peers, part.take, ceilings=limits))
+        except failures() as failure:
+            failed.append(name)
+            tell(f"{name}: FAILED: {type(failure).__name__}: {failure}")
+            forget()
+            torch.cuda.empty_cache()
+        tell(f"{name}: {time.monotonic() - began:.0f} s")
+    if failed:
+        raise RuntimeError(f"these parts failed: {', '.join(failed)}")
 
 
 def main(names: list[str]) -> None:
-    """Run the workloads of these names, or all, and write the rows."""
-    copied, product = ceilings()
-    tell(f"copy {copied / 1e9:.2f} TB/s, product {product:.0f} TFLOP/s")
-    rows = [entry for workload in WORKLOADS if not names or workload.name in names
-            for entry in bench(workload, copied, product)]
-    device = torch.cuda.get_device_name().split()[-1].lower()
-    path = Path(os.environ.get("OUT", "benchmarks")) / f"attention-{device}.json"
-    path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in rows) + "\n]\n")
+    """Measure the parts of these names, or all, and write their rows as they come."""
+    unknown = set(names) - set(PARTS)
+    if unknown:
+        sys.exit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if not torch.cuda.is_available():
+        sys.exit("needs a CUDA device; `serrate bench attention` measures on a CPU")
+    name = f"attention-{torch.cuda.get_device_name().split()[-1].lower()}.json"
+    before, path = Path("benchmarks") / name, Path(os.environ.get("OUT", "benchmarks")) / name
+    if not path.exists() and before.exists():
+        figures.write(path, figures.read(before))
+    try:
+        for rows in measured(names or list(PARTS)):
+            figures.write(path, rows, key=("subject", "workload", "device"))  # figures of one run stand together
+    except RuntimeError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--table"]:
-        fill_table(Path(sys.argv[2]))
+        fill(Path(sys.argv[2]))
     else:
         main(sys.argv[1:])

@@ -1,0 +1,110 @@
+"""The tables of this room's README from rows of figures: ours beside its peers, a column a workload."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import figures
+from .workloads import CROWD, SMALLEST, TARGETS, WORKLOADS
+
+Row = dict[str, Any]
+
+README = Path(__file__).with_name("README.md")
+OURS = "triton"
+NO_PEERS = ("batch", "limit", OURS)
+TIMES = ("forward_ms", "forward_backward_ms")
+_START, _END = "<!-- GPU figures -->\n", "<!-- end of GPU figures -->"
+
+
+class Found:
+    """Figures by workload, implementation and metric; `peers` in the order of the rows."""
+
+    def __init__(self, rows: Iterable[Row]):
+        self._values: dict[tuple[str, str, str], float] = {}
+        self.peers: list[str] = []
+        for row in rows:
+            self._values[row["workload"], row["implementation"], row["metric"]] = row["value"]
+            if row["implementation"] not in [*self.peers, *NO_PEERS]:
+                self.peers.append(row["implementation"])
+
+    def value(self, workload: str, implementation: str, metric: str) -> float | None:
+        """Return a figure, None where it was not measured."""
+        return self._values.get((workload, implementation, metric))
+
+    def cell(self, workload: str, implementation: str, metrics: Sequence[str]) -> str:
+        """Return figures of one implementation as text, `–` where there is none."""
+        values = [self.value(workload, implementation, metric) for metric in metrics]
+        return " / ".join("–" if value is None else written(value) for value in values) if any(values) else "–"
+
+    def to_best_peer(self, workload: str, metrics: Sequence[str], prefix: str = "") -> str:
+        """Return each figure of ours over the least of any peer of the same run; below 1 ours is ahead."""
+        ratios = []
+        for metric in metrics:
+            own = self.value(workload, OURS, prefix + metric)
+            others = [value for peer in self.peers if (value := self.value(workload, peer, metric)) is not None]
+            ratios.append("–" if own is None or not others else f"{own / min(others):.2f}")
+        return "–" if set(ratios) == {"–"} else " / ".join(ratios)
+
+
+def written(value: float) -> str:
+    """Return a figure in three digits, whole numbers above."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def comparison(rows: list[Row], quoted: list[Row]) -> str:
+    """Return the table of the workloads of these rows: times of all, ratios to the best peer, memory."""
+    workloads = list(dict.fromkeys(row["workload"] for row in rows))
+    found, others = Found(rows), Found(quoted)
+
+    def line(label: str, implementation: str, metrics: Sequence[str], of: Found = found) -> list[str]:
+        return [label, *(of.cell(workload, implementation, metrics) for workload in workloads)]
+
+    body = [line("events", "batch", ["events"]), line("limit", "limit", ["limit_ms", "limit_forward_backward_ms"]),
+            line(f"**{OURS}**", OURS, TIMES),
+            line(f"{OURS}, graph replayed", OURS, [f"graph_{name}" for name in TIMES])]
+    body += [line(peer, peer, TIMES) for peer in found.peers]
+    body += [line(f"{peer}, quoted", peer, TIMES, others) for peer in others.peers]
+    body += [[f"**{OURS} / best peer**", *(found.to_best_peer(workload, TIMES) for workload in workloads)],
+             ["graph replayed / best peer", *(found.to_best_peer(workload, TIMES, "graph_") for workload in workloads)]]
+    body += [line(f"peak MiB: {name}", name, ["peak_mib"]) for name in (OURS, "varlen", "flex")]
+    return figures.table(["", *workloads], [each for each in body if set(each[1:]) != {"–"}])
+
+
+def host_times(rows: list[Row]) -> str:
+    """Return the table of the host's time a call of the smallest case."""
+    found = Found(rows)
+    metrics = ["host_forward_us", "host_forward_backward_us"]
+    body = [[name, found.cell(SMALLEST.name, name, metrics)] for name in (OURS, *found.peers)]
+    return figures.table(["host µs a call, B = 1, T = 64", "forward / forward and backward"], body)
+
+
+def block(rows: list[Row], quoted: list[Row]) -> str:
+    """Return all tables that rows allow, and where they come from."""
+    def of(names: Iterable[str], found: list[Row] = rows) -> list[Row]:
+        wanted = list(names)
+        return sorted((row for row in found if row["workload"] in wanted),
+                      key=lambda row: wanted.index(row["workload"]))
+
+    own = of([*(workload.name for workload in WORKLOADS), CROWD.name])
+    beside = of(dict.fromkeys(row["workload"] for row in own), quoted)
+    targets, smallest = of(workload.name for workload in TARGETS), of([SMALLEST.name])
+    parts = [comparison(own, beside)] if own else []
+    parts += [comparison(targets, [])] if targets else []
+    parts += [host_times(smallest)] if smallest else []
+    if not parts:
+        return "Not measured yet."
+    said = sorted({f"- quoted, {row['command']}: {row['device']}; " + ", ".join(
+        f"{name} {value}" for name, value in row["versions"].items()) for row in beside})
+    return "\n\n".join([*parts, "\n".join([figures.origin([*own, *targets, *smallest]), *said])])
+
+
+def filled(page: str, ledger: Path) -> str:
+    """Return the page with its block of figures made from a file of rows, and from quoted ones beside it."""
+    text = block(figures.read(ledger), figures.read(ledger.with_name("attention-quoted.json")))
+    before, _, rest = page.partition(_START)
+    return f"{before}{_START}{text}\n{_END}{rest.partition(_END)[2]}"
+
+
+def fill(ledger: Path) -> None:
+    """Fill the tables of README.md from a file of rows."""
+    README.write_text(filled(README.read_text(encoding="utf-8"), ledger), encoding="utf-8")

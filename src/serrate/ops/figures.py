@@ -1,0 +1,112 @@
+"""The rows of figures: flat, made by programs, each with the command, commit, device and versions behind it."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..files import write_aside
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_ROOT = _PACKAGE.parents[1]  # of the repository, where this is a checkout
+
+KEY = ("subject", "workload", "implementation", "metric", "seed", "device")
+
+
+def row(subject: str, workload: str, implementation: str, metric: str, value: float, unit: str,
+        seed: int = 0, packages: tuple[str, ...] = ("torch",)) -> dict[str, Any]:
+    """Return one row with what is known of this process: command, commit, device, versions (of `packages` too)."""
+    return {"subject": subject, "workload": workload, "implementation": implementation, "metric": metric,
+            "value": value, "unit": unit, "seed": seed, "command": command(), "commit": commit(),
+            "device": device(), "versions": versions(packages)}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file, none where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]], key: Sequence[str] = KEY) -> None:
+    """Write rows as `text` has them, the file whole at any moment.
+
+    Rows that stood there before with the `key` of a new one are replaced, others stay.
+    """
+    new = {tuple(entry[name] for name in key) for entry in rows}
+    kept = [entry for entry in read(path) if tuple(entry[name] for name in key) not in new]
+    with write_aside(path) as partial:
+        partial.write_text(text([*kept, *rows]), encoding="utf-8")
+
+
+def text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as a JSON list, a row a line."""
+    return "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in rows) + "\n]\n"
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
+
+
+def origin(rows: Iterable[dict[str, Any]]) -> str:
+    """Say where figures come from: each command once, with device, commit and versions, as a Markdown list."""
+    seen = {(row["command"], row["device"], row["commit"],
+             ", ".join(f"{name} {value}" for name, value in row["versions"].items())) for row in rows}
+    return "\n".join(f"- `{command}`: {device}; commit {commit}; {versions}"
+                     for command, device, commit, versions in sorted(seen))
+
+
+def command() -> str:
+    """Return how this program was called, without paths of the machine."""
+    script = Path(sys.argv[0]).resolve()
+    if script.is_relative_to(_PACKAGE):
+        parts = script.relative_to(_PACKAGE.parent).with_suffix("").parts
+        called = "python -m " + ".".join(part for part in parts if part != "__main__")
+    elif script.suffix == ".py":
+        called = f"python {script.relative_to(_ROOT) if script.is_relative_to(_ROOT) else script.name}"
+    else:
+        called = script.name
+    return " ".join([called, *(_without_place(part) for part in sys.argv[1:])])
+
+
+def _without_place(argument: str) -> str:
+    data = os.environ.get("SERRATE_DATA")
+    if data and argument.startswith(data):
+        return "$SERRATE_DATA" + argument.removeprefix(data)
+    return Path(argument).name if argument.startswith("/") else shlex.quote(argument)
+
+
+@lru_cache(maxsize=1)
+def commit() -> str:
+    """Return the short commit, with a + where the tree differs from it; `SERRATE_COMMIT` where there is no git."""
+    if "SERRATE_COMMIT" in os.environ:
+        return os.environ["SERRATE_COMMIT"]
+    if not (_ROOT / ".git").exists() or _PACKAGE.parent.name != "src":  # installed; git would find someone else's
+        return "unknown"
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "src", "benchmarks/*.py")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def device(kind: str | None = None) -> str:
+    """Return the name of the device of a kind (`cpu`, `cuda`), or of the one that this process would use."""
+    on_gpu = torch.cuda.is_available() if kind is None else kind == "cuda"
+    return torch.cuda.get_device_name() if on_gpu else f"CPU, {os.cpu_count()} cores"
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions that matter."""
+    return {"python": platform.python_version(), **{name: version(name) for name in packages},
+            "serrate": __version__}
