@@ -22,8 +22,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "serrate"
 
 # (rule, place) → reason
-EXCEPTIONS: dict[tuple[str, str], str] = {}
-MOST_EXCEPTIONS = 0
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("parameter_count", "interop/attention.py:flash_attn_varlen_func"):
+        "the published signature, every argument of which may be passed by place",
+}
+MOST_EXCEPTIONS = 1
 
 
 @dataclass(frozen=True)
@@ -495,7 +498,7 @@ def loads(module: str) -> set[str]:
     return {name.split(".")[0] for name in json.loads(fresh(program))}
 
 
-@pytest.mark.parametrize("module", ["serrate.ops", "serrate.nn", "serrate.jagged"])
+@pytest.mark.parametrize("module", ["serrate.ops", "serrate.nn", "serrate.jagged", "serrate.interop"])
 def test_the_lower_floors_load_neither_data_engines_nor_kernels(module):
     heavy = {"duckdb", "pyarrow", "pydantic", "triton", "pandas", "polars", "typer", "rich", "yaml"}
     assert not loads(module) & heavy

@@ -1,10 +1,11 @@
-"""Multi-head self-attention and the pre-norm transformer block, on `JaggedTensor`."""
+"""Attention modules on `JaggedTensor`: self-attention, the pre-norm transformer block, pooling, target attention."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import InvalidArgument
 from ..jagged import JaggedTensor
-from ..ops.attention import Mask, attention
+from ..ops.attention import Mask, attention, candidate_attention, pooling_attention, target_attention
 
 
 class JaggedMultiheadAttention(nn.Module):
@@ -12,26 +13,46 @@ class JaggedMultiheadAttention(nn.Module):
 
     Args:
         width: `E`, the width of an event; a multiple of `heads`.
-        heads: `H`.
+        heads: `H`, of queries.
+        kv_heads: `G`, of keys and values, a divisor of `heads`: `H / G` heads of queries share one. None: `heads`.
         mask: which events an event may see.
+        dropout: share of the attention weights dropped in training.
 
     Raises:
-        InvalidArgument: `width` is not a multiple of `heads`.
+        InvalidArgument: heads that do not divide as said, a dropout that is no share.
+
+    Source: Vaswani et al., "Attention Is All You Need", NeurIPS 2017; grouped heads: Ainslie et al., "GQA", EMNLP 2023.
     """
 
-    def __init__(self, width: int, heads: int, *, mask: Mask = Mask(causal=True)):  # noqa: B008 - frozen
+    def __init__(self, width: int, heads: int, *, kv_heads: int | None = None,
+                 mask: Mask = Mask(causal=True), dropout: float = 0.0):  # noqa: B008 - frozen
         super().__init__()
-        if heads < 1 or width % heads:
-            raise InvalidArgument("heads", f"a divisor of width {width}", heads)
+        head_width = _head_width(width, heads)
+        shared = heads if kv_heads is None else kv_heads
+        if shared < 1 or heads % shared:
+            raise InvalidArgument("kv_heads", f"a divisor of heads {heads}", kv_heads)
+        if not 0 <= dropout < 1:
+            raise InvalidArgument("dropout", "a number from 0 to below 1", dropout)
         self.heads = heads
+        self.kv_heads = shared
         self.mask = mask
-        self.project_in = nn.Linear(width, 3 * width)
+        self.dropout = dropout
+        self.project_in = nn.Linear(width, (heads + 2 * shared) * head_width)
         self.project_out = nn.Linear(width, width)
 
-    def forward(self, x: JaggedTensor) -> JaggedTensor:
-        """Attend within each row: values `(T, E)` → values `(T, E)`, the same rows."""
-        q, k, v = self.project_in(x.values).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        attended = attention(q, k, v, x.offsets, mask=self.mask, longest=x.longest)
+    def forward(self, x: JaggedTensor, *, mask: Mask | None = None) -> JaggedTensor:
+        """Attend within each row: values `(T, E)` → values `(T, E)`, the same rows.
+
+        `mask` stands in for the module's own in this call, where its context or targets differ from batch to batch.
+        Dropout draws from torch's default generator of the device, in training only.
+        """
+        heads = (self.heads, self.kv_heads, self.kv_heads)
+        q, k, v = self.project_in(x.values).unflatten(-1, (sum(heads), -1)).split(heads, 1)
+        rate = self.dropout if self.training else 0.0
+        # drawn on the device: nothing waits for it
+        seed = torch.randint(2**63 - 1, (), device=x.device) if rate else 0
+        attended = attention(q, k, v, x.offsets, mask=self.mask if mask is None else mask, longest=x.longest,
+                             dropout=rate, seed=seed)
         return x.with_values(self.project_out(attended.flatten(1)))
 
 
@@ -43,19 +64,112 @@ class TransformerBlock(nn.Module):
         heads: attention heads, a divisor of `width`.
         hidden: width of the feed-forward layer.
         dropout: share of each branch's outputs dropped in training.
+        kv_heads: heads of keys and values, see `JaggedMultiheadAttention`.
+        mask: which events an event may see.
+        attention_dropout: share of the attention weights dropped in training.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0):
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0, *, kv_heads: int | None = None,
+                 mask: Mask = Mask(causal=True), attention_dropout: float = 0.0):  # noqa: B008 - frozen
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = JaggedMultiheadAttention(width, heads)
+        self.attention = JaggedMultiheadAttention(width, heads, kv_heads=kv_heads, mask=mask,
+                                                  dropout=attention_dropout)
         self.feedforward_norm = nn.LayerNorm(width)
         self.feedforward = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: JaggedTensor) -> JaggedTensor:
-        """Values `(T, E)` → values `(T, E)`, the same rows."""
-        attended = self.attention(x.with_values(self.attention_norm(x.values)))
+    def forward(self, x: JaggedTensor, *, mask: Mask | None = None) -> JaggedTensor:
+        """Values `(T, E)` → values `(T, E)`, the same rows; `mask` stands in for the block's own in this call."""
+        attended = self.attention(x.with_values(self.attention_norm(x.values)), mask=mask)
         values = x.values + self.dropout(attended.values)
         return x.with_values(values + self.dropout(self.feedforward(self.feedforward_norm(values))))
+
+
+class AttentionPooling(nn.Module):
+    """Summarise each row by K learned queries: as many vectors for a row of one event as for one of thousands.
+
+    Each query attends to all events of the row with `heads` heads. A row without events gives the bias of the output
+    projection, the same for every empty row.
+
+    Args:
+        width: `E`, the width of an event; a multiple of `heads`.
+        heads: `H`.
+        queries: `K`, the vectors a row is summarised by.
+
+    Raises:
+        InvalidArgument: `heads` that do not divide `width`, `queries` below 1.
+
+    Source: the pooling by multi-head attention of Lee et al., "Set Transformer", ICML 2019, without its residual and
+    feed-forward layer.
+    """
+
+    def __init__(self, width: int, heads: int, queries: int = 1):
+        super().__init__()
+        _head_width(width, heads)
+        if queries < 1:
+            raise InvalidArgument("queries", "1 or more", queries)
+        self.heads = heads
+        self.queries = nn.Parameter(torch.empty(queries, width))
+        self.project_in = nn.Linear(width, 2 * width)
+        self.project_out = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.queries)
+
+    def forward(self, x: JaggedTensor) -> Tensor:
+        """Values `(T, E)` of B rows → `(B, K, E)`."""
+        k, v = _keys_and_values(self.project_in, x, self.heads)
+        q = self.queries.unflatten(-1, (self.heads, -1)).to(k.dtype)  # autocast leaves parameters as they are
+        return self.project_out(pooling_attention(q, k, v, x.offsets).flatten(-2))
+
+
+class TargetAttention(nn.Module):
+    """Let targets, such as the items to be ranked, each see the history of its row: what in it speaks for this one?
+
+    Targets do not see each other. One whose history is empty gives the bias of the output projection.
+
+    Args:
+        width: `E`, the width of targets and events; a multiple of `heads`.
+        heads: `H`.
+
+    Raises:
+        InvalidArgument: `heads` that do not divide `width`.
+
+    Source: Zhou et al., "Deep Interest Network", KDD 2018, with the softmax over scaled products of Vaswani et al.,
+    NeurIPS 2017, in place of its activation unit.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        _head_width(width, heads)
+        self.heads = heads
+        self.project_targets = nn.Linear(width, width)
+        self.project_in = nn.Linear(width, 2 * width)
+        self.project_out = nn.Linear(width, width)
+
+    def forward(self, targets: Tensor, history: JaggedTensor, rows: Tensor | None = None) -> Tensor:
+        """Return what each target finds in its history, the shape of `targets`.
+
+        Args:
+            targets: `(B, K, E)`, K for each row; with `rows` `(M, E)`.
+            history: values `(T, E)` in B rows.
+            rows: `(M,)` int32 or int64, in any order: the row of each target, from 0 to `B - 1`. Its contents are not
+                read on the host, and no history is copied.
+        """
+        k, v = _keys_and_values(self.project_in, history, self.heads)
+        q = self.project_targets(targets).unflatten(-1, (self.heads, -1))
+        found = (target_attention(q, k, v, history.offsets) if rows is None
+                 else candidate_attention(q, k, v, history.offsets, rows))
+        return self.project_out(found.flatten(-2))
+
+
+def _head_width(width: int, heads: int) -> int:
+    if heads < 1 or width % heads:
+        raise InvalidArgument("heads", f"a divisor of width {width}", heads)
+    return width // heads
+
+
+def _keys_and_values(projection: nn.Linear, x: JaggedTensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Return the keys and the values `(T, H, D)` of the events."""
+    k, v = projection(x.values).unflatten(-1, (2, heads, -1)).unbind(1)
+    return k, v
