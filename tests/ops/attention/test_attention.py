@@ -1,7 +1,7 @@
 """One conformance suite for every implementation of jagged attention, and the oracle against hand and plain torch.
 
-`dense` is plain torch in the dtype of its inputs: one softmax over all events with a block-diagonal mask. It checks
-the oracle in float64, and in low precision its error sets the budget that an implementation has to keep.
+`serrate.testing.attention` holds a call to the promise; the shapes, masks and dropout have files of their own for what
+can be said of them beyond it.
 """
 
 import math
@@ -13,84 +13,25 @@ from torch import Tensor
 
 from serrate.errors import InvalidArgument, NotUsable
 from serrate.jagged import offsets_from_lengths
-from serrate.ops import implementations
 from serrate.ops.attention import Call, Mask, attention
 from serrate.ops.attention.cases import CASES, CAUSAL, Case
 from serrate.ops.select import choose
-from serrate.testing import assert_within_budget, error_budget, largest_error
-from serrate.testing.budget import ulp
+from serrate.testing.attention import (
+    call_of,
+    check,
+    dense,
+    every_device,
+    every_implementation,
+    low_dtype,
+    run,
+    unusable,
+    usable,
+    with_gradients,
+)
 
-MIXED = next(case for case in CASES if case.name == "mixed")
+NAMED = {case.name: case for case in CASES}
+MIXED = NAMED["mixed"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-NAMES = [implementation.name for implementation in implementations("attention")]
-
-every_implementation = pytest.mark.parametrize("name", NAMES)
-every_device = pytest.mark.parametrize("device", DEVICES)
-
-
-def usable(name: str, *tensors: Tensor, mask: Mask = CAUSAL) -> str:
-    """Return `name`, or skip with the reason why that implementation cannot serve `q, k, v`."""
-    q, _, v = tensors
-    reason = choose_by_hand(name).unusable(Call(q.device, q.dtype, q.shape[2], v.shape[2], mask))
-    if reason is not None:
-        pytest.skip(f"{name}: {reason}")
-    return name
-
-
-def choose_by_hand(name: str):
-    return next(candidate for candidate in implementations("attention") if candidate.name == name)
-
-
-def low_dtype(name: str) -> torch.dtype:
-    """A dtype that the implementation serves somewhere: varlen knows half precision only."""
-    return torch.float16 if name == "varlen" else torch.float32
-
-
-def dense(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mask: Mask, scale: float | None = None) -> Tensor:
-    """Plain torch: all events against all events, those of other rows (and later ones) masked."""
-    scale = q.shape[2] ** -0.5 if scale is None else scale
-    count = torch.arange(q.shape[0], device=q.device)
-    rows = torch.searchsorted(offsets.long()[1:].contiguous(), count, right=True)
-    seen = rows[:, None] == rows[None, :]
-    if mask.causal:
-        seen &= count[:, None] >= count[None, :]
-    scores = torch.einsum("ihd,jhd->hij", q, k) * scale
-    return torch.einsum("hij,jhd->ihd", scores.masked_fill(~seen, -math.inf).softmax(-1), v)
-
-
-def with_gradients(compute, tensors: tuple[Tensor, ...], dtype: torch.dtype | None = None):
-    """Return the output and the gradients of q, k and v, end to end, for a fixed random gradient of the output."""
-    q, k, v = (x.detach().to(dtype or x.dtype).requires_grad_() for x in tensors)
-    out = compute(q, k, v)
-    seed = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out.device, tensors[0].dtype)
-    grads = torch.autograd.grad(out, (q, k, v), seed.to(out.dtype))
-    return out.detach(), torch.cat([grad.flatten() for grad in grads])
-
-
-def check(name: str, tensors: tuple[Tensor, ...], offsets: Tensor, mask: Mask = CAUSAL, *,
-          scale: float | None = None, largest_score: float = 0.0):
-    """Hold `name` to the numerics promise of DESIGN 4, outputs and gradients, against the float64 oracle.
-
-    A backward pass recomputes the weights as exp(score - logsumexp), both rounded to float32 at the size of the
-    scores; in float32 that, and not the plain computation, bounds the gradients once `largest_score` is large.
-    """
-    usable(name, *tensors, mask=mask)
-    arguments = {"mask": mask, "scale": scale}
-    out, grads = with_gradients(
-        lambda q, k, v: attention(q, k, v, offsets, implementation=name, **arguments), tensors)
-    oracle = with_gradients(lambda q, k, v: attention(q, k, v, offsets, implementation="reference", **arguments),
-                            tensors, torch.float64)
-    plain = with_gradients(lambda q, k, v: dense(q, k, v, offsets, mask, scale), tensors)
-    assert out.dtype == tensors[0].dtype
-    if out.dtype == torch.float64:
-        torch.testing.assert_close((out, grads), oracle, rtol=1e-12, atol=1e-12)
-        return out, grads
-    assert_within_budget(out, oracle[0], plain[0])
-    budget = error_budget(oracle[1], plain[1], grads.dtype, gradient=True)
-    budget += 2 * ulp(torch.float32, largest_score) * float(oracle[1].abs().max()) if largest_score else 0
-    assert largest_error(grads, oracle[1]) <= budget
-    return out, grads
 
 
 # --- the oracle ---
@@ -112,11 +53,10 @@ def test_two_events_by_hand():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_oracle_is_the_dense_softmax(case):
-    q, k, v, offsets = case.tensors(torch.float64)
-    oracle = with_gradients(
-        lambda q, k, v: attention(q, k, v, offsets, mask=case.mask, implementation="reference"), (q, k, v))
-    plain = with_gradients(lambda q, k, v: dense(q, k, v, offsets, case.mask), (q, k, v))
-    torch.testing.assert_close(oracle, plain, rtol=1e-12, atol=1e-12)
+    tensors = case.tensors(torch.float64)[:3]
+    oracle = run("reference", case, tensors, lse=True)
+    plain = with_gradients(lambda q, k, v: dense(case, q, k, v), tensors)
+    torch.testing.assert_close(vars(oracle), vars(plain), rtol=1e-12, atol=1e-12)
 
 
 def test_the_scale_is_one_over_the_root_of_the_width():
@@ -132,17 +72,41 @@ def test_the_scale_is_one_over_the_root_of_the_width():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @every_implementation
 def test_named_cases_keep_the_numerics_promise(name, case, dtype, device):
-    q, k, v, offsets = case.tensors(dtype, device)
-    out, grads = check(name, (q, k, v), offsets, case.mask)
-    again = with_gradients(lambda q, k, v: attention(
-        q, k, v, offsets.int(), mask=case.mask, implementation=name), (q, k, v))
-    assert torch.equal(out, again[0])  # int32 offsets, and a second run: the same bits
-    assert torch.equal(grads, again[1])
+    tensors = case.tensors(dtype, device)[:3]
+    result = check(name, case, tensors)
+    once, again = (run(name, case, tensors, offsets_dtype=offsets) for offsets in (torch.int64, torch.int32))
+    assert torch.equal(result.out, once.out)  # asked for the log-sum-exp or not: the same bits
+    assert torch.equal(once.out, again.out)  # int32 offsets, and a second run: the same bits
+    assert torch.equal(once.grads, again.grads)
 
 
-def scores_of(kind: str, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@every_device
+@pytest.mark.parametrize("case", [MIXED, *(NAMED[name] for name in (
+    "cross_causal", "target_3", "two_heads_share", "everything", "narrow_values", "mixed_dropout"))],
+    ids=lambda case: case.name)
+@every_implementation
+def test_gradients_through_the_log_sum_exp_alone(name, case, device):
+    dtype = torch.float64 if unusable(name, Call(torch.device(device), torch.float64, 8, 8, CAUSAL)) is None else \
+        low_dtype(name)
+    *tensors, offsets = case.tensors(dtype, device)
+    usable(name, case, tuple(tensors), lse=True)
+
+    def lse_alone(implementation):
+        return lambda q, k, v: attention(q, k, v, offsets, return_lse=True, implementation=implementation,
+                                         **case.arguments(device))[1] + 0 * v.sum()
+
+    actual = with_gradients(lse_alone(name), tuple(tensors))
+    exact = with_gradients(lse_alone("reference"), tuple(tensors), torch.float64)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 1e-2)
+    torch.testing.assert_close(actual.out.double(), exact.out, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(actual.grads.double(), exact.grads, rtol=tolerance, atol=tolerance)
+    if not case.dropout:
+        assert not exact.grads[-tensors[2].numel():].any()  # values do not matter to it
+
+
+def scores_of(kind: str, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs of width 16 and scale 1 whose scores are extreme."""
-    q, k, v, offsets = Case("", (40, 3, 0, 17), width=16).tensors(dtype, device)
+    q, k, v, _ = Case("", (40, 3, 0, 17), width=16).tensors(dtype, device)
     if kind == "plus and minus 150":
         signs = torch.where(torch.arange(len(q), device=device) % 3 == 0, -1.0, 1.0).to(dtype)[:, None, None]
         q, k = torch.full_like(q, 2.5), torch.full_like(k, 3.75) * signs  # 16 · 2.5 · 3.75 = 150
@@ -152,7 +116,7 @@ def scores_of(kind: str, dtype: torch.dtype, device: str) -> tuple[Tensor, Tenso
         q = torch.zeros_like(q)
     elif kind == "one huge outlier":
         k[20] *= 300
-    return q, k, v, offsets
+    return q, k, v
 
 
 @every_device
@@ -161,11 +125,10 @@ def scores_of(kind: str, dtype: torch.dtype, device: str) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=["float32", "bfloat16", "float16"])
 @every_implementation
 def test_extreme_scores(name, dtype, kind, mask, device):
-    q, k, v, offsets = scores_of(kind, dtype, device)
-    largest = float(torch.einsum("ihd,jhd->hij", q.double(), k.double()).abs().max())
-    out, _ = check(name, (q, k, v), offsets, mask, scale=1.0, largest_score=largest)
+    q, k, v = scores_of(kind, dtype, device)
+    out = check(name, Case("", (40, 3, 0, 17), width=16, mask=mask), (q, k, v), scale=1.0, extreme=True).out
     assert out.isfinite().all()
-    if kind == "all equal" and mask == Mask():
+    if kind == "all equal" and not mask.causal:
         mean = v[:40].float().mean(0).expand(40, -1, -1)
         torch.testing.assert_close(out[:40].float(), mean, rtol=0, atol=2 * torch.finfo(dtype).eps)
 
@@ -176,7 +139,7 @@ def test_views_of_a_packed_projection(name, device):
     packed = torch.randn(40, 3, 2, 8, generator=torch.Generator().manual_seed(1)).to(device, low_dtype(name))
     q, k, v = packed.unbind(1)
     offsets = torch.tensor([0, 12, 12, 40], device=device)
-    usable(name, q, k, v)
+    usable(name, MIXED, (q, k, v))
     assert not q.is_contiguous()
     seen = attention(q, k, v, offsets, mask=CAUSAL, implementation=name)
     copied = attention(q.contiguous(), k.contiguous(), v.contiguous(), offsets, mask=CAUSAL, implementation=name)
@@ -189,7 +152,7 @@ def test_views_of_a_packed_projection(name, device):
 @every_implementation
 def test_gradients_may_arrive_in_any_layout(name, device):
     q, k, v, offsets = MIXED.tensors(low_dtype(name), device)
-    usable(name, q, k, v)
+    usable(name, MIXED, (q, k, v))
     v.requires_grad_()
     out = attention(q, k, v, offsets, mask=CAUSAL, implementation=name)
     expanded = torch.ones((), dtype=out.dtype, device=device).expand(out.shape)  # strides of zero, as sum() gives
@@ -198,20 +161,11 @@ def test_gradients_may_arrive_in_any_layout(name, device):
 
 
 @every_device
-@every_implementation
-def test_values_of_another_width(name, device):
-    q, k, _, offsets = MIXED.tensors(low_dtype(name), device)
-    v = torch.randn(len(q), 2, 5, generator=torch.Generator().manual_seed(2)).to(device, q.dtype)
-    out, _ = check(name, (q, k, v), offsets)
-    assert out.shape == v.shape
-
-
-@every_device
 @pytest.mark.parametrize("event", [0, 40, 63])
 @every_implementation
 def test_no_event_sees_a_later_one(name, event, device):
     q, k, v, offsets = Case("", (7, 64, 3)).tensors(low_dtype(name), device)
-    usable(name, q, k, v)
+    usable(name, MIXED, (q, k, v))
     before = attention(q, k, v, offsets, mask=CAUSAL, implementation=name)
     at = 7 + event
     for x in (q, k, v):
@@ -227,7 +181,7 @@ def test_no_event_sees_a_later_one(name, event, device):
 def test_a_row_does_not_depend_on_its_batch_mates_or_their_order(name, device):
     tensors = MIXED.tensors(low_dtype(name), device)
     *tensors, offsets = tensors
-    usable(name, *tensors)
+    usable(name, MIXED, tuple(tensors))
     together = attention(*tensors, offsets, mask=CAUSAL, implementation=name)
     tolerance = {"rtol": 0, "atol": 1e-6 if together.dtype == torch.float32 else 2e-3}
     rows = list(range(len(MIXED.lengths)))
@@ -246,7 +200,7 @@ def test_a_row_does_not_depend_on_its_batch_mates_or_their_order(name, device):
 @every_implementation
 def test_longest_may_be_any_upper_bound(name, device):
     q, k, v, offsets = MIXED.tensors(low_dtype(name), device)
-    usable(name, q, k, v)
+    usable(name, MIXED, (q, k, v))
     outs = [attention(q, k, v, offsets, mask=CAUSAL, longest=longest, implementation=name)
             for longest in (64, 65, 1000, None)]
     assert all(torch.equal(out, outs[0]) for out in outs)
@@ -259,7 +213,7 @@ def test_more_rows_times_heads_than_a_launch_grid_holds(name, device):
     assert rows * heads > 65_535
     q, k, v = torch.randn(3, 2 * rows, heads, 8, generator=torch.Generator().manual_seed(3)).to(
         device, low_dtype(name))
-    usable(name, q, k, v)
+    usable(name, MIXED, (q, k, v))
     offsets = torch.arange(0, 2 * rows + 1, 2, device=device)
     out = attention(q, k, v, offsets, mask=CAUSAL, implementation=name).unflatten(0, (rows, 2)).float()
     query, key, value = (x.float().unflatten(0, (rows, 2)) for x in (q, k, v))
@@ -272,7 +226,7 @@ def test_more_rows_times_heads_than_a_launch_grid_holds(name, device):
 @every_implementation
 def test_the_graph_can_be_used_twice(name, device):
     q, k, v, offsets = MIXED.tensors(low_dtype(name), device)
-    usable(name, q, k, v)
+    usable(name, MIXED, (q, k, v))
     q.requires_grad_()
     out = attention(q, k, v, offsets, mask=CAUSAL, implementation=name)
     first = torch.autograd.grad(out.float().square().sum(), q, retain_graph=True)[0]
@@ -287,7 +241,7 @@ def test_the_graph_can_be_used_twice(name, device):
 @every_implementation
 def test_gradients_for_some_inputs_only(name, wanted, device):
     *tensors, offsets = MIXED.tensors(low_dtype(name), device)
-    usable(name, *tensors)
+    usable(name, MIXED, tuple(tensors))
     every = [x.clone().requires_grad_() for x in tensors]
     attention(*every, offsets, mask=CAUSAL, implementation=name).sum().backward()
     some = [x.clone().requires_grad_(i in wanted) for i, x in enumerate(tensors)]
@@ -296,31 +250,45 @@ def test_gradients_for_some_inputs_only(name, wanted, device):
         assert torch.equal(one.grad, other.grad) if i in wanted else one.grad is None
 
 
+SMALL = (3, 0, 1, 4, 3)
+EVERYTHING = Mask(causal=True, window=(1, 1), block=3, context=1, targets=torch.tensor([0, 1, 2, 1, 5]))
+
+
 @pytest.mark.parametrize("name", ["cpu", "reference"])
-@pytest.mark.parametrize("mask", [CAUSAL, Mask()], ids=["causal", "full"])
-def test_gradcheck(name, mask):
-    *tensors, offsets = Case("", (3, 0, 1, 4, 3), width=3).tensors(torch.float64)
+@pytest.mark.parametrize("case", [
+    Case("causal", SMALL, width=3),
+    Case("full", SMALL, width=3, mask=Mask()),
+    Case("cross", SMALL, kv_lengths=(2, 3, 4, 0, 2), width=3, value_width=2),
+    Case("target", SMALL, dense=2, width=2, kv_heads=1, mask=Mask()),
+    Case("everything", SMALL, width=2, mask=EVERYTHING),
+], ids=lambda case: case.name)
+def test_gradcheck(name, case):
+    *tensors, offsets = case.tensors(torch.float64)
     tensors = [x.requires_grad_() for x in tensors]
-    assert torch.autograd.gradcheck(
-        lambda *qkv: attention(*qkv, offsets, mask=mask, scale=0.7, implementation=name), tensors)
+
+    def outputs(*qkv):
+        out, lse = attention(*qkv, offsets, scale=0.7, return_lse=True, implementation=name, **case.arguments())
+        return out, lse[lse.detach().isfinite()]
+
+    assert torch.autograd.gradcheck(outputs, tensors)
 
 
 @every_device
+@pytest.mark.parametrize("case", [MIXED, *(NAMED[name] for name in (
+    "cross_causal", "cross_no_keys", "cross_no_queries", "pooling", "heads_share_cross", "everything_cross"))],
+    ids=lambda case: case.name)
 @every_implementation
-def test_no_result_is_left_in_uninitialised_memory(name, device, monkeypatch):
-    *tensors, offsets = MIXED.tensors(low_dtype(name), device)
-    usable(name, *tensors)
-
-    def run():
-        return with_gradients(
-            lambda q, k, v: attention(q, k, v, offsets, mask=CAUSAL, implementation=name), tuple(tensors))
-
-    clean = run()
+def test_no_result_is_left_in_uninitialised_memory(name, case, device, monkeypatch):
+    tensors = case.tensors(low_dtype(name), device)[:3]
+    usable(name, case, tensors)
+    lse = unusable(name, call_of(case, tensors, lse=True)) is None
+    clean = run(name, case, tensors, lse=lse)
     poison_memory(monkeypatch)
     assert torch.empty(3).isnan().all()
-    poisoned = run()
-    assert torch.equal(clean[0], poisoned[0])
-    assert torch.equal(clean[1], poisoned[1])
+    poisoned = run(name, case, tensors, lse=lse)
+    assert torch.equal(clean.out, poisoned.out)
+    assert torch.equal(clean.grads, poisoned.grads)
+    assert clean.lse is None or torch.equal(clean.lse, poisoned.lse)
 
 
 def poison_memory(monkeypatch) -> None:
@@ -339,31 +307,95 @@ def poison_memory(monkeypatch) -> None:
 # --- under torch's machinery ---
 
 
-@pytest.mark.parametrize("case", [MIXED, CASES[0], Case("", (0, 0))], ids=["mixed", "no_rows", "all_empty"])
+@pytest.mark.parametrize("case", [MIXED, CASES[0], Case("all_empty", (0, 0)), NAMED["cross_causal"],
+                                  NAMED["everything"]], ids=lambda case: case.name)
 def test_custom_operators_are_well_behaved(case):
     q, k, v, offsets = case.tensors()
+    mask, given = case.mask, case.arguments()
+    counts = [mask.context, mask.targets] if mask.per_row else []
+    numbers = [-1 if number is None else number for number in (*mask.reach, mask.block)]
+    rest = ([offsets, given.get("kv_offsets", offsets)], counts, numbers, 0.3)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(torch.ops.serrate.attention_cpu.default, (*leaves, offsets, True, 0.3))
-    out, logsumexp = torch.ops.serrate.attention_cpu(q, k, v, offsets, True, 0.3)
-    backward = (torch.ones_like(out), [q, k, v, out, logsumexp], offsets, True, 0.3)
-    torch.library.opcheck(torch.ops.serrate.attention_cpu_backward.default, backward)
+    torch.library.opcheck(torch.ops.serrate.jagged_attention_cpu.default, (*leaves, *rest))
+    out, logsumexp = torch.ops.serrate.jagged_attention_cpu(q, k, v, *rest)
+    backward = (torch.ones_like(out), [q, k, v, out, logsumexp], *rest)
+    torch.library.opcheck(torch.ops.serrate.jagged_attention_cpu_backward.default, backward)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiles_whole_and_once_for_all_lengths(backend):
-    def loss(q, k, v, offsets):
-        return (attention(q * 2, k, v, offsets, mask=CAUSAL) ** 2).sum()
+def compiled_and_eager_agree(backend, cases, *, lse=False, **arguments):
+    """Compile once, whole, and compare on every case."""
+    def loss(q, k, v, offsets, **given):
+        outputs = attention(q * 2, k, v, offsets, return_lse=lse, **given)
+        return sum((x.masked_fill(x.isneginf(), 0) ** 2).sum() for x in (outputs if lse else (outputs,)))
 
     torch.compiler.reset()
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)
     # torch's cache on disk knows our operators by name alone: it would bring back graphs of an earlier version of them
     fresh = torch.compiler.config.patch(force_disable_caches=True)
     with fresh, torch._dynamo.config.patch(error_on_recompile=True):
-        for lengths in ((3, 6), (2, 0, 9, 4), (1, 1, 64), (7,) * 30):
-            *tensors, offsets = Case("", lengths).tensors()
+        for case in cases:
+            *tensors, offsets = case.tensors()
+            given = case.arguments() | arguments
             leaves = [x.requires_grad_() for x in tensors]
-            eager = torch.autograd.grad(loss(*leaves, offsets), leaves)
-            torch.testing.assert_close(torch.autograd.grad(compiled(*leaves, offsets), leaves), eager)
+            eager = torch.autograd.grad(loss(*leaves, offsets, **given), leaves)
+            torch.testing.assert_close(torch.autograd.grad(compiled(*leaves, offsets, **given), leaves), eager)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_whole_and_once_for_all_lengths(backend):
+    compiled_and_eager_agree(
+        backend, [Case("", lengths) for lengths in ((3, 6), (2, 0, 9, 4), (1, 1, 64), (7,) * 30)])
+
+
+FIRST = (3, 6, 1, 2, 0, 1)  # no two sizes of these inputs are equal, which torch would take for a rule
+
+
+def test_compiles_cross_attention_once_for_all_lengths():
+    rows = ((FIRST, (4, 0, 7, 3, 2, 1)), ((2, 0, 9, 4), (0, 3, 5, 70)), ((1, 5, 64), (9, 9, 9)))
+    compiled_and_eager_agree("aot_eager", [
+        Case("", queries, heads=4, kv_heads=2, value_width=5, kv_lengths=keys, mask=CAUSAL) for queries, keys in rows],
+        lse=True)
+
+
+def test_compiles_target_attention_once_for_all_lengths():
+    cases = ((FIRST, 5), ((2, 0, 9, 4), 2), ((2, 64, 7), 9))
+    compiled_and_eager_agree("aot_eager", [Case("", keys, dense=dense, mask=Mask()) for keys, dense in cases])
+
+
+def test_compiles_masks_once_for_all_lengths():
+    def mask(*counts):
+        return Mask(causal=True, window=(5, None), block=7, context=torch.tensor(counts), targets=2)
+
+    compiled_and_eager_agree("aot_eager", [
+        Case("", FIRST, mask=mask(1, 2, 0, 9, 1, 1)), Case("", (2, 0, 9, 4), mask=mask(0, 0, 9, 1)),
+        Case("", (2, 64, 7), mask=mask(2, 3, 4))])
+
+
+def test_a_hundred_longest_rows_compile_once():
+    compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend="eager")
+    q, k, v, offsets = MIXED.tensors()
+    expected = attention(q, k, v, offsets, mask=CAUSAL)
+    torch.compiler.reset()
+    compiled(q, k, v, offsets, mask=CAUSAL, longest=64)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for longest in torch.randint(65, 5000, (100,), generator=torch.Generator().manual_seed(4)).tolist():
+            assert torch.equal(compiled(q, k, v, offsets, mask=CAUSAL, longest=longest), expected)
+
+
+def test_exports_with_free_lengths():
+    class Attention(torch.nn.Module):
+        def forward(self, q, k, v, offsets, kv_offsets):
+            return attention(q, k, v, offsets, kv_offsets=kv_offsets, mask=CAUSAL)
+
+    def inputs(case):
+        return *case.tensors(), case.arguments()["kv_offsets"]
+
+    queries, keys, ends = (torch.export.Dim(name, min=2, max=2**20) for name in ("queries", "keys", "ends"))
+    exported = torch.export.export(
+        Attention(), inputs(Case("", (3, 6), kv_lengths=(4, 2))),
+        dynamic_shapes=({0: queries}, {0: keys}, {0: keys}, {0: ends}, {0: ends})).module()
+    other = inputs(Case("", (2, 0, 9, 4), kv_lengths=(0, 3, 5, 30)))
+    assert torch.equal(exported(*other), Attention()(*other))
 
 
 def test_a_second_derivative_is_refused_and_never_wrong():
@@ -402,6 +434,41 @@ GOOD = {"q": torch.zeros(4, 2, 8), "k": torch.zeros(4, 2, 8), "v": torch.zeros(4
          "offsets: expected shape (B + 1,), dtype int32 or int64, got (2, 2) torch.int32"),
         ({"offsets": torch.zeros(3)},
          "offsets: expected shape (B + 1,), dtype int32 or int64, got (3,) torch.float32"),
+        ({"k": torch.zeros(4, 3, 8), "v": torch.zeros(4, 3, 8)},
+         "k: expected shape (S, G, 8) where G divides 2, got (4, 3, 8)"),
+        ({"k": torch.zeros(4, 0, 8)}, "k: expected shape (S, G, 8) where G divides 2, got (4, 0, 8)"),
+        ({"v": torch.zeros(4, 1, 8)}, "v: expected shape (4, 2, Dv), got (4, 1, 8)"),
+        ({"v": torch.zeros(4, 2, 0)}, "v: expected shape (4, 2, Dv), got (4, 2, 0)"),
+        ({"k": torch.zeros(5, 2, 8), "v": torch.zeros(5, 2, 8)},
+         "k: expected 4 events, as q, or kv_offsets, got 5"),
+        ({"kv_offsets": torch.tensor([0, 4])},
+         "kv_offsets: expected (3,) torch.int64, as offsets, got (2,) torch.int64"),
+        ({"kv_offsets": torch.tensor([0, 1, 4], dtype=torch.int32)},
+         "kv_offsets: expected (3,) torch.int64, as offsets, got (3,) torch.int32"),
+        ({"kv_offsets": torch.zeros(3)},
+         "kv_offsets: expected shape (B + 1,), dtype int32 or int64, got (3,) torch.float32"),
+        ({"kv_offsets": torch.zeros(3, dtype=torch.int64, device="meta")},
+         "kv_offsets: expected a tensor on cpu, as q, got meta"),
+        ({"q": torch.zeros(2, 3, 2, 8), "kv_offsets": GOOD["offsets"]},
+         "kv_offsets: expected None with dense queries: offsets are those of the keys, got a tensor"),
+        ({"q": torch.zeros(3, 3, 2, 8)}, "q: expected 2 rows of queries, as offsets has, got 3"),
+        ({"q": torch.zeros(1, 2, 3, 2, 8)},
+         "q: expected shape (T, H, D) or (B, K, H, D) with H, D >= 1, got (1, 2, 3, 2, 8)"),
+        ({"mask": Mask(context=torch.zeros(3, dtype=torch.int64))},
+         "mask.context: expected shape (2,), dtype int32 or int64, got (3,) torch.int64"),
+        ({"mask": Mask(targets=torch.zeros(2))},
+         "mask.targets: expected shape (2,), dtype int32 or int64, got (2,) torch.float32"),
+        ({"mask": Mask(targets=torch.zeros(2, dtype=torch.int64, device="meta"))},
+         "mask.targets: expected a tensor on cpu, as offsets, got meta"),
+        ({"dropout": 1.0}, "dropout: expected a number from 0 to below 1, got 1.0"),
+        ({"dropout": -0.1}, "dropout: expected a number from 0 to below 1, got -0.1"),
+        ({"dropout": math.nan}, "dropout: expected a number from 0 to below 1, got nan"),
+        ({"dropout": 0.5, "seed": torch.zeros(2, dtype=torch.int64)},
+         "seed: expected an int, or one int64 on cpu, got (2,) torch.int64 on cpu"),
+        ({"dropout": 0.5, "seed": torch.zeros((), dtype=torch.int32)},
+         "seed: expected an int, or one int64 on cpu, got () torch.int32 on cpu"),
+        ({"dropout": 0.5, "seed": torch.zeros((), dtype=torch.int64, device="meta")},
+         "seed: expected an int, or one int64 on cpu, got () torch.int64 on meta"),
         ({"scale": math.nan}, "scale: expected a finite number, got nan"),
         ({"scale": math.inf}, "scale: expected a finite number, got inf"),
         ({"implementation": "cpuu"}, "implementation: expected one of triton, varlen, cpu, reference "
@@ -419,7 +486,7 @@ def test_malformed_arguments_are_named(changes, message):
     [
         ("triton", {}, "needs a CUDA device, got cpu"),
         ("varlen", {}, "needs a CUDA device, got cpu"),
-        ("cpu", {"v": torch.zeros(4, 2, 3)}, "needs values as wide as keys, got 3 and 8"),
+        ("cpu", {"dropout": 0.1}, "does not serve dropout"),
         ("cpu", {name: tensor.to("meta") for name, tensor in GOOD.items()}, "needs a CPU tensor, got meta"),
     ],
 )
@@ -430,31 +497,34 @@ def test_an_explicit_choice_never_slides(name, changes, reason):
 
 
 def test_the_automatic_choice_keeps_its_reasons():
-    wide = Call(torch.device("cpu"), torch.float32, 8, 3, CAUSAL)
-    choice = choose("attention", wide)
+    choice = choose("attention", Call(torch.device("cpu"), torch.float32, 8, 3, CAUSAL, dropout=True))
     assert choice.implementation.name == "reference"
     assert choice.passed_over == (("triton", "needs a CUDA device, got cpu"),
                                   ("varlen", "needs a CUDA device, got cpu"),
-                                  ("cpu", "needs values as wide as keys, got 3 and 8"))
+                                  ("cpu", "does not serve dropout"))
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "width", "value_width", "name"),
+    ("call", "name"),
     [
-        ("cpu", torch.float32, 8, 8, "cpu"),
-        ("cpu", torch.float64, 7, 7, "cpu"),
-        ("cpu", torch.float32, 8, 4, "reference"),
-        ("cuda", torch.bfloat16, 64, 64, "triton"),
-        ("cuda", torch.float16, 256, 256, "triton"),
-        ("cuda", torch.float16, 25, 25, "triton"),
-        ("cuda", torch.float16, 25, 40, "triton"),
-        ("cuda", torch.float16, 264, 264, "reference"),
-        ("cuda", torch.float32, 64, 64, "triton"),
-        ("cuda", torch.float64, 64, 64, "reference"),
+        (Call(CPU, torch.float32, 8, 8, CAUSAL), "cpu"),
+        (Call(CPU, torch.float64, 7, 7, CAUSAL), "cpu"),
+        (Call(CPU, torch.float32, 8, 4, CAUSAL), "cpu"),
+        (Call(CPU, torch.float32, 8, 8, EVERYTHING, cross=True, grouped=True, with_lse=True), "cpu"),
+        (Call(CPU, torch.float32, 8, 8, CAUSAL, dropout=True), "reference"),
+        (Call(CUDA, torch.bfloat16, 64, 64, CAUSAL), "triton"),
+        (Call(CUDA, torch.float16, 256, 256, CAUSAL), "triton"),
+        (Call(CUDA, torch.float16, 25, 25, CAUSAL), "triton"),
+        (Call(CUDA, torch.float16, 25, 40, CAUSAL), "triton"),
+        (Call(CUDA, torch.float16, 264, 264, CAUSAL), "reference"),
+        (Call(CUDA, torch.float32, 64, 64, CAUSAL), "triton"),
+        (Call(CUDA, torch.float64, 64, 64, CAUSAL), "reference"),
     ],
 )
-def test_which_implementation_serves_what(device, dtype, width, value_width, name):
+def test_which_implementation_serves_what(call, name):
     if name == "triton" and find_spec("triton") is None:  # torch's CUDA builds bring it
-        name = "reference" if dtype == torch.float32 else "varlen"
-    call = Call(torch.device(device), dtype, width, value_width, CAUSAL)
+        name = "reference" if call.dtype == torch.float32 else "varlen"
     assert choose("attention", call).implementation.name == name

@@ -1,36 +1,71 @@
 """Named workloads of jagged attention: one table for tests, tuning and benchmarks."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...jagged import offsets_from_lengths
 from .mask import Mask
+from .workloads import WORKLOADS as WORKLOADS
+from .workloads import Workload as Workload
 
 CAUSAL = Mask(causal=True)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A shape worth naming: lengths of the rows, heads, widths, mask."""
+    """A call worth naming.
+
+    Attributes:
+        name: of the case.
+        lengths: of the rows of `offsets`: of queries, or of keys where queries are dense.
+        heads: H, of the queries.
+        width: D, of queries and keys.
+        mask: counts of its rows are tensors on the CPU.
+        kv_lengths: of the rows of keys, where they have rows of their own: cross-attention.
+        dense: K, where every row has so many dense queries: target attention.
+        shared: the dense queries are one block `(K, H, D)`, expanded over the rows: pooling attention.
+        kv_heads: G, where it is not H.
+        value_width: Dv, where it is not D.
+        dropout: share of the weights that is dropped.
+    """
 
     name: str
     lengths: tuple[int, ...]
     heads: int = 2
     width: int = 8
     mask: Mask = CAUSAL
+    kv_lengths: tuple[int, ...] | None = None
+    dense: int | None = None
+    shared: bool = False
+    kv_heads: int | None = None
+    value_width: int | None = None
+    dropout: float = 0.0
 
     def tensors(self, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0,
                 offsets_dtype: torch.dtype = torch.int64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return random `q`, `k`, `v` `(T, H, D)` and `offsets` `(B + 1,)`; the same for the same seed."""
+        """Return random `q` `(T, H, D)` or `(B, K, H, D)`, `k`, `v` and `offsets`; the same for the same seed."""
         generator = torch.Generator().manual_seed(seed)
-        shape = (sum(self.lengths), self.heads, self.width)
-        q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
-        lengths = torch.tensor(self.lengths, dtype=offsets_dtype)
-        return q, k, v, offsets_from_lengths(lengths).to(device)
+        rows, events = len(self.lengths), sum(self.lengths if self.kv_lengths is None else self.kv_lengths)
+        block = (self.heads, self.width) if self.dense is None else (self.dense, self.heads, self.width)
+        first = () if self.shared else (sum(self.lengths) if self.dense is None else rows,)
+        keys = (events, self.kv_heads or self.heads)
+        q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for shape in (
+            (*first, *block), (*keys, self.width), (*keys, self.value_width or self.width)))
+        offsets = offsets_from_lengths(torch.tensor(self.lengths, dtype=offsets_dtype)).to(device)
+        return q.expand(rows, *block) if self.shared else q, k, v, offsets
+
+    def arguments(self, device: str = "cpu", offsets_dtype: torch.dtype = torch.int64) -> dict[str, Any]:
+        """Return what `attention` takes besides these tensors: `kv_offsets`, mask and dropout."""
+        context, targets = (counts.to(device) if isinstance(counts, Tensor) else counts
+                            for counts in (self.mask.context, self.mask.targets))
+        given: dict[str, Any] = {"mask": replace(self.mask, context=context, targets=targets)}
+        if self.kv_lengths is not None:
+            lengths = torch.tensor(self.kv_lengths, dtype=offsets_dtype)
+            given["kv_offsets"] = offsets_from_lengths(lengths).to(device)
+        return given | ({"dropout": self.dropout, "seed": 2**40 + 7} if self.dropout else {})
 
 
 _ODD_LENGTHS = {
@@ -44,38 +79,66 @@ _ODD_LENGTHS = {
     "one_long_among_short": (1, 1, 150, 1, 2),
 }
 
-CASES = [Case(name, lengths) for name, lengths in _ODD_LENGTHS.items()]
-CASES += [Case(f"{case.name}_full", case.lengths, mask=Mask()) for case in CASES]
-CASES += [Case(f"width_{width}", (3, 17, 0, 6), heads=1, width=width) for width in (1, 20, 25, 32, 50, 80, 96, 256)]
+_SELF = [Case(name, lengths) for name, lengths in _ODD_LENGTHS.items()]
+_SELF += [Case(f"{case.name}_full", case.lengths, mask=Mask()) for case in _SELF]
+_SELF += [Case(f"width_{width}", (3, 17, 0, 6), heads=1, width=width) for width in (1, 20, 25, 32, 50, 80, 96, 256)]
 
-
-@dataclass(frozen=True)
-class Workload:
-    """A batch to measure: how many rows, how their lengths are spread up to the longest, heads, width, mask."""
-
-    name: str
-    spread: Literal["uniform", "lognormal", "equal"]
-    rows: int
-    longest: int
-    heads: int
-    width: int
-    causal: bool
-
-    def lengths(self) -> Tensor:
-        """Return the lengths `(B,)` of the rows; half of log-normal ones are under an eighth of the longest."""
-        generator = torch.Generator().manual_seed(0)
-        if self.spread == "uniform":
-            return torch.randint(1, self.longest + 1, (self.rows,), generator=generator)
-        if self.spread == "lognormal":
-            drawn = torch.randn(self.rows, generator=generator) + math.log(self.longest * 0.12)
-            return drawn.exp().long().clamp(1, self.longest)
-        return torch.full((self.rows,), self.longest)
-
-
-WORKLOADS = [
-    Workload("short", "lognormal", 4096, 128, 4, 32, False),
-    Workload("paper", "uniform", 1024, 512, 4, 64, False),
-    Workload("mid", "lognormal", 512, 2048, 4, 64, True),
-    Workload("long", "lognormal", 64, 16384, 8, 128, True),
-    Workload("full", "equal", 16, 4096, 16, 128, True),
+# queries without keys, keys without queries, more queries than keys, as many, fewer
+_QUERIES, _KEYS = (3, 0, 9, 6, 5, 1, 70), (0, 5, 4, 6, 65, 33, 70)
+_SHAPES = [
+    Case("cross", _QUERIES, kv_lengths=_KEYS, mask=Mask()),
+    Case("cross_causal", _QUERIES, kv_lengths=_KEYS),
+    Case("cross_no_rows", (), kv_lengths=(), mask=Mask()),
+    Case("cross_no_keys", (2, 0, 3), kv_lengths=(0, 0, 0), mask=Mask()),
+    Case("cross_no_queries", (0, 0), kv_lengths=(4, 0)),
+    Case("candidates", (3, 0, 20, 1, 0), kv_lengths=(5, 9, 0, 40, 0), mask=Mask()),
+    *(Case(f"target_{queries}", (7, 0, 33, 1, 64), dense=queries, mask=Mask()) for queries in (1, 3, 70)),
+    Case("target_causal", (7, 0, 33, 1, 64), dense=3),
+    Case("target_no_rows", (), dense=2, mask=Mask()),
+    Case("target_no_queries", (3, 4), dense=0, mask=Mask()),
+    Case("pooling", (7, 0, 33, 1, 64), dense=4, shared=True, mask=Mask()),
+    Case("two_heads_share", (7, 1, 0, 33), heads=4, kv_heads=2),
+    Case("all_heads_share", (7, 1, 0, 33), heads=3, kv_heads=1, mask=Mask()),
+    Case("heads_share_cross", _QUERIES, kv_lengths=_KEYS, heads=4, kv_heads=2),
+    Case("heads_share_target", (7, 0, 33, 1, 64), dense=3, heads=4, kv_heads=1, mask=Mask()),
+    Case("narrow_values", (7, 1, 0, 33), value_width=5),
+    Case("wide_values_cross", _QUERIES, kv_lengths=_KEYS, value_width=20, mask=Mask()),
 ]
+
+_ROWS, _LONG = (7, 1, 0, 33, 12), (300, 70, 129)
+_CONTEXT, _TARGETS = torch.tensor([2, 3, 5, 0, 40]), torch.tensor([1, 4, 0, 40, 3])  # some larger than their rows
+_MASKS = {
+    "window_left": Mask(window=(2, None)),
+    "window_right": Mask(window=(None, 3)),
+    "window": Mask(window=(4, 1)),
+    "window_of_itself": Mask(window=(0, 0)),
+    "causal_window": Mask(causal=True, window=(5, 2)),
+    "block": Mask(block=4),
+    "causal_block": Mask(causal=True, block=3),
+    "context": Mask(causal=True, context=2),
+    "context_by_row": Mask(causal=True, context=_CONTEXT),
+    "targets": Mask(targets=2),
+    "targets_by_row": Mask(causal=True, targets=_TARGETS),
+    "block_and_targets": Mask(block=4, targets=_TARGETS),
+    "context_and_targets": Mask(causal=True, context=_CONTEXT, targets=_TARGETS.int()),
+    "everything": Mask(causal=True, window=(3, 1), block=5, context=_CONTEXT, targets=_TARGETS),
+    "everything_not_causal": Mask(window=(2, 3), block=6, context=1, targets=_TARGETS),
+}
+_BEYOND = [Case(name, _ROWS, mask=mask) for name, mask in _MASKS.items()]
+_BEYOND += [Case(f"{name}_cross", (9, 4, 3, 5, 12), kv_lengths=_ROWS, mask=mask) for name, mask in _MASKS.items()]
+_BEYOND += [
+    Case("window_target", _ROWS, dense=3, mask=Mask(window=(3, None))),
+    Case("everything_target", _ROWS, dense=4, mask=_MASKS["everything"]),
+    Case("everything_heads_share", _ROWS, heads=4, kv_heads=2, mask=_MASKS["everything"]),
+    Case("long_causal_window", _LONG, mask=Mask(causal=True, window=(70, None))),
+    Case("long_window", _LONG, mask=Mask(window=(3, 100))),
+    Case("long_block", _LONG, mask=Mask(block=64)),
+    Case("long_everything", _LONG, mask=Mask(causal=True, window=(40, None), block=150, context=5, targets=9)),
+    Case("long_everything_cross", (70, 170, 128), kv_lengths=_LONG, mask=Mask(causal=True, window=(90, 3), context=70)),
+]
+
+_NAMED = {case.name: case for case in _SELF + _SHAPES + _BEYOND}
+_RATES = {"mixed": 0.3, "mixed_full": 0.9, "cross": 0.5, "target_70": 0.1, "two_heads_share": 0.2, "everything": 0.4}
+
+CASES = list(_NAMED.values())
+CASES += [replace(_NAMED[name], name=f"{name}_dropout", dropout=rate) for name, rate in _RATES.items()]

@@ -1,69 +1,160 @@
-"""Attention on the CPU: rows of equal length run together through torch's flash kernel, nothing padded.
+"""Attention on the CPU: rows of one shape run together through torch's flash kernel, nothing padded.
 
-Events are brought into order of row length (where they are not), so that each group of `n` rows of length `L` is one
-contiguous slice and becomes a dense `(n, H, L, D)` batch without a copy. Long rows mostly have a length of their own
-and run alone, short ones share a call; README.md has the measurements.
+Events are brought into order of the shapes of their rows (where they are not), so that each group of `n` rows of `m`
+queries and `l` keys is one contiguous slice of either and becomes a dense batch, `(n, H, m, D)` and `(n, H, l, D)`,
+without a copy. Long rows mostly have a shape of their own and run alone, short ones share a call; README.md has the
+measurements. A mask that the kernel does not know is written out, once for each group.
 """
+
+import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .api import Call, Rows, Settings
+from .mask import Mask, seen
 
 
 def unusable(call: Call) -> str | None:
-    """Serve CPU tensors whose values are as wide as their keys."""
+    """Serve CPU tensors."""
     if call.device.type != "cpu":
         return f"needs a CPU tensor, got {call.device.type}"
-    if call.width != call.value_width:
-        return f"needs values as wide as keys, got {call.value_width} and {call.width}"
-    return call.beyond_plain()
+    return "does not serve dropout" if call.dropout else None  # nor does the kernel
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, None]:
-    """Attend within each row; see `api.attention`."""
-    return _forward(q, k, v, rows.keys, settings.mask.causal, settings.scale)[0], None
+def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, Tensor | None]:
+    """Attend within each row; see `api.attention`. The kernel wants one width, reached by zeros, and equal heads."""
+    queries, offsets = rows.pack(q)
+    heads, width, value_width = q.shape[-2], max(q.shape[-1], v.shape[2]), v.shape[2]
+    if k.shape[1] != heads:
+        k, v = (x.repeat_interleave(heads // k.shape[1], 1) for x in (k, v))
+    queries, k, v = (x if x.shape[2] == width else pad(x, (0, width - x.shape[2])) for x in (queries, k, v))
+    mask = settings.mask
+    numbers = [-1 if number is None else number for number in (*mask.reach, mask.block)]
+    counts = [torch.zeros_like(rows.keys[1:]) if count is None else count
+              for count in (mask.context, mask.targets) if mask.per_row]
+    out, lse = _forward(queries, k, v, [offsets, rows.keys], counts, numbers, settings.scale)
+    if value_width != width:
+        out = out[..., :value_width]
+    if q.dim() == 4:
+        out, lse = out.unflatten(0, q.shape[:2]), lse.unflatten(0, q.shape[:2])
+    return out, lse if settings.with_lse else None
 
 
-@torch.library.custom_op("serrate::attention_cpu", mutates_args=(), device_types="cpu")
-def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the output `(T, H, D)` and the log-sum-exp `(T, H)`, both in the order of the events."""
-    groups = _Groups(offsets)
-    results = [torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*dense, 0.0, causal, scale=scale)
-               for dense in groups.dense(q, k, v)]
-    out, logsumexp = _outputs(q, v)
-    return groups.gather(out, [out for out, _ in results]), groups.gather(logsumexp, [lse for _, lse in results])
+@torch.library.custom_op("serrate::jagged_attention_cpu", mutates_args=(), device_types="cpu")
+def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: list[Tensor], counts: list[Tensor], mask: list[int],
+             scale: float) -> tuple[Tensor, Tensor]:
+    """Return the output `(T, H, D)` and the log-sum-exp `(T, H)`, both in the order of the queries.
+
+    offsets: of queries and of keys; counts: context and targets of each row `(B,)`, or nothing; mask: how far a query
+    sees to the left and to the right and the size of a block, -1 for no limit.
+    """
+    groups, known = _Groups(offsets, counts), _mask(mask)
+    results = [_attend(query, key, value, _hidden(shape, known, q.dtype), scale) for shape, (query,), (key, value)
+               in zip(groups.shapes, groups.queries.dense(q), groups.keys.dense(k, v), strict=True)]
+    out, lse = _outputs(q, v)
+    return (groups.queries.gather(out, [out for out, _ in results]),
+            groups.queries.gather(lse, [lse for _, lse in results]))
 
 
-@torch.library.custom_op("serrate::attention_cpu_backward", mutates_args=(), device_types="cpu")
-def _backward(grad: Tensor, saved: list[Tensor], offsets: Tensor, causal: bool,
+@torch.library.custom_op("serrate::jagged_attention_cpu_backward", mutates_args=(), device_types="cpu")
+def _backward(grad: Tensor, saved: list[Tensor], offsets: list[Tensor], counts: list[Tensor], mask: list[int],
               scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of `q`, `k` and `v`; `saved` holds these, the output and the log-sum-exp."""
-    groups = _Groups(offsets)
-    results = [torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*dense, 0.0, causal, scale=scale)
-               for dense in groups.dense(grad, *saved)]
-    dq, dk, dv = (groups.gather(torch.empty(x.shape, dtype=x.dtype), [result[at] for result in results])
-                  for at, x in enumerate(saved[:3]))
+    q, k, v, out, lse = saved
+    groups, known = _Groups(offsets, counts), _mask(mask)
+    results = [_gradients(ours, theirs, _hidden(shape, known, q.dtype), scale) for shape, ours, theirs
+               in zip(groups.shapes, groups.queries.dense(grad, q, out, lse), groups.keys.dense(k, v), strict=True)]
+    dq, dk, dv = (side.gather(torch.empty(x.shape, dtype=x.dtype), [result[at] for result in results])
+                  for at, (side, x) in enumerate(((groups.queries, q), (groups.keys, k), (groups.keys, v))))
     return dq, dk, dv
 
 
-class _Groups:
-    """The rows of a batch by length: each group of rows of one length is one contiguous slice of the events.
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: tuple[bool, Tensor | None], scale: float) -> tuple[Tensor, Tensor]:
+    """One group: `q` `(n, H, m, D)`, `k`, `v` `(n, H, l, D)` → `(n, H, m, D)` and `(n, H, m)`."""
+    causal, hidden = mask
+    if q.shape[2] == 0 or k.shape[2] == 0:  # the kernel divides by the number of keys
+        return torch.zeros_like(q), q.new_full(q.shape[:3], -math.inf, dtype=_wide(q))
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, lse = kernel(q, k, v, 0.0, causal, attn_mask=hidden, scale=scale)
+    if hidden is not None:  # to the kernel the log-sum-exp of no key is 0
+        lse = lse.masked_fill(hidden.isneginf().all(-1), -math.inf)
+    return out, lse
 
-    Rows that come in order of length already, as in a training batch, are not moved.
+
+def _gradients(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], mask: tuple[bool, Tensor | None],
+               scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One group: the gradients of `q` `(n, H, m, D)` and of `k` and `v` `(n, H, l, D)`."""
+    (grad, q, out, lse), (k, v), (causal, hidden) = ours, theirs, mask
+    if q.shape[2] == 0 or k.shape[2] == 0:
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    if hidden is not None:
+        lse = lse.masked_fill(lse.isneginf(), 0.0)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return kernel(grad, q, k, v, out, lse, 0.0, causal, attn_mask=hidden, scale=scale)
+
+
+def _mask(numbers: list[int]) -> Mask:
+    left, right, block = (None if number < 0 else number for number in numbers)
+    return Mask(causal=right == 0, window=(left, right), block=block)
+
+
+def _hidden(shape: tuple[int, ...], mask: Mask, dtype: torch.dtype) -> tuple[bool, Tensor | None]:
+    """Return whether the kernel's own causal mask serves rows of this shape, or else what to add to their scores.
+
+    shape: queries, keys, context and targets of each row; to add: `(queries, keys)`, None where all is seen.
+    """
+    queries, keys, *counts = shape
+    if mask.plain and not counts and (queries == keys or not mask.causal):
+        return mask.causal, None
+    visible = seen(mask, queries, keys, *counts)
+    return False, None if visible.all() else torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -math.inf)
+
+
+class _Groups:
+    """The rows of a batch by shape: how many queries, keys, and, where the mask asks, context events and targets.
+
+    shapes: of each group; queries, keys: the two sides, each group of rows one contiguous slice of either.
     """
 
-    def __init__(self, offsets: Tensor):
-        lengths = offsets.diff()
+    def __init__(self, offsets: list[Tensor], counts: list[Tensor]):
+        ours, theirs = offsets
+        same = ours is theirs or torch.equal(ours, theirs)
+        keys = theirs.diff()
+        columns = [keys if same else ours.diff(), keys, *(count.minimum(keys) for count in counts)]
+        number = _numbered(columns[1:] if same else columns)
+        order = None if bool((number.diff() >= 0).all()) else number.argsort(stable=True)
+        sizes = (number if order is None else number[order]).unique_consecutive(return_counts=True)[1]
+        first = sizes.cumsum(0) - sizes
+        first = first if order is None else order[first]
+        m, n, *others = (column[first].tolist() for column in columns)
+        rows = sizes.tolist()
+        self.shapes = list(zip(m, n, *others, strict=True))
+        self.keys = _Side(theirs, order, list(zip(rows, n, strict=True)))
+        self.queries = self.keys if same else _Side(ours, order, list(zip(rows, m, strict=True)))
+
+
+def _numbered(columns: list[Tensor]) -> Tensor:
+    """Return a number `(B,)` for each row, by which rows stand in the order of their columns, equal where these are."""
+    number, *rest = columns
+    for column in rest:
+        base = column.amax() + 1 if len(column) else 1
+        number = number.unique(return_inverse=True)[1] * base + column  # of the ranks: no overflow
+    return number
+
+
+class _Side:
+    """The queries or the keys of a batch, group after group; rows that come in this order already are not moved."""
+
+    def __init__(self, offsets: Tensor, order: Tensor | None, shapes: list[tuple[int, int]]):
+        self._shapes = shapes
+        self._sizes = [rows * length for rows, length in shapes]
         self._order: Tensor | None = None
-        if not bool((lengths.diff() >= 0).all()):
-            by_length = torch.argsort(lengths, stable=True)
-            begins, lengths = offsets[:-1][by_length], lengths[by_length]
+        if order is not None:
+            begins, lengths = offsets[:-1][order], offsets.diff()[order]
             shift = torch.repeat_interleave(begins - (lengths.cumsum(0) - lengths), lengths)
             self._order = shift + torch.arange(shift.shape[0])
-        sizes, counts = torch.unique_consecutive(lengths, return_counts=True)
-        self._shapes = [(rows, length) for rows, length in zip(counts.tolist(), sizes.tolist(), strict=True) if length]
-        self._sizes = [rows * length for rows, length in self._shapes]
 
     def dense(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         """Return for each group its part of all tensors `(T, H, ...)`, as `(rows, H, length, ...)`."""
@@ -83,36 +174,47 @@ class _Groups:
         return empty.index_copy_(0, self._order, torch.cat(events))
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return torch.empty(v.shape, dtype=v.dtype, device=v.device), q.new_empty(q.shape[:2], dtype=wide)
+    return q.new_empty((*q.shape[:2], v.shape[2])), q.new_empty(q.shape[:2], dtype=_wide(q))
 
 
 @_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, offsets: list[Tensor], counts: list[Tensor], mask: list[int],
+      scale: float) -> tuple[Tensor, Tensor]:
     return _outputs(q, v)
 
 
 @_backward.register_fake
-def _(grad: Tensor, saved: list[Tensor], offsets: Tensor, causal: bool,
+def _(grad: Tensor, saved: list[Tensor], offsets: list[Tensor], counts: list[Tensor], mask: list[int],
       scale: float) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in saved[:3])
     return dq, dk, dv
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, offsets, ctx.causal, ctx.scale = inputs
-    out, logsumexp = output
-    ctx.save_for_backward(offsets, q, k, v, out, logsumexp)
-    ctx.mark_non_differentiable(logsumexp)
+    q, k, v, offsets, counts, ctx.mask, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output, *offsets, *counts)
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx, grad: Tensor | None, _: Tensor | None):
-    if grad is None:
-        return None, None, None, None, None, None
-    offsets, *saved = ctx.saved_tensors
-    return *_backward(grad, saved, offsets, ctx.causal, ctx.scale), None, None, None
+def _autograd(ctx, grad: Tensor | None, grad_lse: Tensor | None):
+    q, k, v, out, lse, *rows = ctx.saved_tensors
+    others = [None] * 2, [None] * len(rows[2:]), None, None
+    if grad is None and grad_lse is None:
+        return None, None, None, *others
+    width = q.shape[2]
+    grad = torch.zeros_like(out) if grad is None else grad
+    if grad_lse is not None:
+        # the gradient of a score is p · (grad · v - grad · out + grad_lse): one more column of ones in v, of grad_lse
+        # in grad and of zeros in out makes it so
+        grad = torch.cat([grad, grad_lse[..., None].to(grad.dtype)], -1)
+        q, k, out, v = pad(q, (0, 1)), pad(k, (0, 1)), pad(out, (0, 1)), pad(v, (0, 1), value=1.0)
+    grads = _backward(grad, [q, k, v, out, lse], rows[:2], rows[2:], ctx.mask, ctx.scale)
+    return *(grads if grad_lse is None else (x[..., :width] for x in grads)), *others
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

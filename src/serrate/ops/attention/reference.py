@@ -23,7 +23,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -
     for row in range(offsets.shape[0] - 1):
         ours, theirs = (slice(*x[row:row + 2].tolist()) for x in (offsets, rows.keys))
         hidden = ~_seen(settings, row, ours, theirs, q.device)
-        weights = _kept(settings, q.shape[-2], ours, theirs, q.device)
+        weights = _kept(settings, q.shape[-2], ours, theirs, q.device).to(wide) / (1 - settings.dropout)
         parts.append(_row(queries[ours].to(wide), key[theirs], value[theirs], settings.scale, hidden, weights))
     # no rows: one empty row, so that the graph reaches every input
     outputs, lse = zip(*parts, strict=True) if parts else ((queries.to(wide) @ key.mT @ value,), (queries.sum(-1),))
@@ -47,8 +47,8 @@ def _seen(settings: Settings, row: int, ours: slice, theirs: slice, device: torc
 
 
 def _kept(settings: Settings, heads: int, ours: slice, theirs: slice, device: torch.device) -> Tensor:
-    """What dropout multiplies the weights of this row with, `(H, m, n)` or one for all."""
+    """Which weights of this row dropout keeps, `(H, m, n)` or one for all."""
     if settings.seed is None:
         return torch.ones((), device=device)
     queries, keys = (torch.arange(x.start, x.stop, device=device) for x in (ours, theirs))
-    return dropout.kept(settings.seed, settings.dropout, heads, queries, keys) / (1 - settings.dropout)
+    return dropout.kept(settings.seed, settings.dropout, heads, queries, keys)
