@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from serrate.jagged import offsets_from_lengths
-from serrate.ops.attention import Mask, attention
+from serrate.ops.attention import Mask, Rows, Settings, attention
 from serrate.ops.attention.bench import bench
 from serrate.ops.attention.cases import CAUSAL, WORKLOADS, Case, Workload
+from serrate.ops.attention.triton.problem import make_problem
 from serrate.testing import assert_within_budget
 
 pytestmark = pytest.mark.gpu
@@ -70,7 +71,9 @@ def test_custom_operators_are_well_behaved(case):
     *tensors, offsets = case.tensors(torch.float16, "cuda")
     leaves = [x.requires_grad_() for x in tensors]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch.ops.serrate.attention_triton.default, (*leaves, offsets, True, 0.3), test_utils=tests)
+    problem = make_problem(Rows(offsets, offsets, (0, 0)), Settings(CAUSAL, 0.3), 0.3)
+    arguments = (*leaves, *problem.as_arguments())
+    torch.library.opcheck(torch.ops.serrate.jagged_attention_triton.default, arguments, test_utils=tests)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

@@ -1,9 +1,10 @@
 """Attention on CUDA in Triton: custom operators, whose kernels are imported at the first call.
 
-The axis of events is cut into tiles by a kernel (`plan.py`), so that the host waits for nothing and the grid follows
+The axes of events are cut into tiles by a kernel (`plan.py`), so that the host waits for nothing and the grid follows
 from the numbers of events and rows alone. Gradients are written once, by the program they belong to: no atomics.
 """
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -13,71 +14,90 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..api import Call, Rows, Settings
+from .problem import Problem, from_arguments, make_problem
 
 if TYPE_CHECKING:
     from .plan import Plan
 
 _INSTALLED = find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels as Python on the CPU, for tests
 _PLAIN = (Tensor, torch.nn.Parameter)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LN_2 = 0.6931471805599453
 
 
 def unusable(call: Call) -> str | None:
     """Serve CUDA tensors in single and half precision, widths up to 256, where Triton is installed."""
-    if call.device.type != "cuda":
+    if call.device.type != "cuda" and not _INTERPRETED:
         return f"needs a CUDA device, got {call.device.type}"
     if call.dtype not in _DTYPES:
         return f"needs float32, bfloat16 or float16, got {call.dtype}"
     if not 1 <= call.value_width <= 256 or call.width > 256:
         return f"needs widths from 1 to 256, got {call.width} and {call.value_width}"
-    return call.beyond_plain() if _INSTALLED else "needs the package triton"
+    return None if _INSTALLED else "needs the package triton"
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, None]:
+def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, Tensor | None]:
     """Attend within each row; see `api.attention`. Float32 products are IEEE unless torch is told to use TF32."""
-    scale, offsets, mask = settings.scale, rows.keys, settings.mask
+    scale = settings.scale
     if scale <= 0:  # the kernels take the largest score times the scale for the largest scaled score
         q, scale = q * (-1.0 if scale else 0.0), -scale or 1.0
+    problem = make_problem(rows, settings, scale)
     if torch.compiler.is_compiling() or type(q) not in _PLAIN:  # tracers and tensor subclasses need operators
-        return _forward(q, k, v, offsets, mask.causal, scale)[0], None
-    out = _Direct.apply(q, k, v, offsets, mask.causal, scale)
-    assert isinstance(out, Tensor)
-    return out, None
+        out, logsumexp = _forward(q, k, v, *problem.as_arguments())
+    else:
+        out, logsumexp = _Direct.apply(q, k, v, problem)  # pyright: ignore[reportGeneralTypeIssues]
+    return out, (logsumexp.T * _LN_2).reshape(q.shape[:-1]) if settings.with_lse else None
 
 
-def _compute(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool,
-             scale: float) -> tuple[Tensor, Tensor, "Plan"]:
-    """Return the output `(T, H, Dv)`, the log-sum-exp `(H, T)` in base 2, and the plan of the tiles."""
-    from .forward import launch
+def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor, "Plan"]:
+    """Return the output, the log-sum-exp `(H, T)` in base 2, and the plan of the tiles."""
+    from . import forward, short
     from .plan import make_plan
 
     out, logsumexp = _outputs(q, v)
-    plan = make_plan(offsets, q, v, causal)
-    if v.numel():
-        launch((_unit_stride(q), _unit_stride(k), _unit_stride(v)), plan, (out, logsumexp), causal, scale)
+    plan = make_plan(problem, q, k, v)
+    if out.numel():
+        inputs, results = (_unit_stride(q), _unit_stride(k), _unit_stride(v)), (out, logsumexp)
+        if plan.tiling.short:
+            short.launch(inputs, problem, plan.tiling.short[0], plan.queries, results)
+        else:
+            forward.launch(inputs, problem, plan, results)
     return out, logsumexp, plan
 
 
-def _compute_gradients(grad: Tensor, saved: Sequence[Tensor], plan: "Plan", causal: bool,
-                       scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequence[Tensor], problem: Problem,
+                       plan: "Plan") -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v, contiguous; saved are these, the output and the log-sum-exp."""
-    from .backward import launch
+    from . import backward, few, short
 
     q, k, v, *results = saved
     gradients = _gradients(q, k, v)
-    if v.numel():
-        inputs = (_unit_stride(q), _unit_stride(k), _unit_stride(v))
-        launch(grad.contiguous(), inputs, plan, results, gradients, causal, scale)
+    if not q.numel() or not k.numel():
+        for each in gradients:
+            each.zero_()
+        return gradients
+    grad, grad_lse = grads
+    grad = torch.zeros_like(results[0]) if grad is None else grad.contiguous()
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    inputs = (_unit_stride(q), _unit_stride(k), _unit_stride(v))
+    if plan.tiling.short:
+        short.launch_backward(grad, inputs, problem, plan.tiling.short[1], plan.queries, results, gradients)
+    elif plan.tiling.few:
+        few.launch((grad, grad_lse), inputs, problem, plan.tiling.few, results, gradients)
+    else:
+        backward.launch((grad, grad_lse), inputs, problem, plan, results, gradients)
     return gradients
 
 
 def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    return out, torch.empty((q.shape[1], q.shape[0]), dtype=torch.float32, device=q.device)
+    out = torch.empty((*q.shape[:-1], v.shape[2]), dtype=v.dtype, device=v.device)
+    queries = q.shape[0] if q.dim() == 3 else q.shape[0] * q.shape[1]
+    return out, torch.empty((q.shape[-2], queries), dtype=torch.float32, device=q.device)
 
 
 def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,43 +105,46 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return dq, dk, dv
 
 
-@torch.library.custom_op("serrate::attention_triton", mutates_args=(), device_types="cuda")
-def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("serrate::jagged_attention_triton", mutates_args=())
+def _forward(q: Tensor, k: Tensor, v: Tensor, index: list[Tensor | None], numbers: list[int],
+             factors: list[float]) -> tuple[Tensor, Tensor]:
     """Return the output and the log-sum-exp of `_compute`; the plan, no tensor, is made again for the gradients."""
-    out, logsumexp, _ = _compute(q, k, v, offsets, causal, scale)
+    out, logsumexp, _ = _compute(q, k, v, from_arguments(index, numbers, factors))
     return out, logsumexp
 
 
-@torch.library.custom_op("serrate::attention_triton_backward", mutates_args=(), device_types="cuda")
-def _backward(grad: Tensor, saved: list[Tensor], causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op("serrate::jagged_attention_triton_backward", mutates_args=())
+def _backward(grads: list[Tensor | None], saved: list[Tensor], index: list[Tensor | None], numbers: list[int],
+              factors: list[float]) -> tuple[Tensor, Tensor, Tensor]:
     from .plan import make_plan
 
-    *saved, offsets = saved
-    plan = make_plan(offsets, saved[0], saved[2], causal)
-    return _compute_gradients(grad, saved, plan, causal, scale)
+    problem = from_arguments(index, numbers, factors)
+    return _compute_gradients((grads[0], grads[1]), saved, problem, make_plan(problem, *saved[:3]))
 
 
 @_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, index: list[Tensor | None], numbers: list[int],
+      factors: list[float]) -> tuple[Tensor, Tensor]:
     return _outputs(q, v)
 
 
 @_backward.register_fake
-def _(grad: Tensor, saved: list[Tensor], causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(grads: list[Tensor | None], saved: list[Tensor], index: list[Tensor | None], numbers: list[int],
+      factors: list[float]) -> tuple[Tensor, Tensor, Tensor]:
     return _gradients(*saved[:3])
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, offsets, ctx.causal, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, *output, offsets)
-    ctx.mark_non_differentiable(output[1])
+    q, k, v, ctx.index, ctx.numbers, ctx.factors = inputs
+    ctx.save_for_backward(q, k, v, *output)
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx, grad: Tensor | None, _: Tensor | None):
-    if grad is None:
-        return None, None, None, None, None, None
-    return *_backward(grad, list(ctx.saved_tensors), ctx.causal, ctx.scale), None, None, None
+def _autograd(ctx, *grads: Tensor | None):
+    if grads[0] is None and grads[1] is None:
+        return None, None, None, [None] * len(ctx.index), None, None
+    gradients = _backward(list(grads), list(ctx.saved_tensors), ctx.index, ctx.numbers, ctx.factors)
+    return *gradients, [None] * len(ctx.index), None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -131,14 +154,16 @@ class _Direct(torch.autograd.Function):
     """The same two computations without torch's dispatcher in between, which takes half of a small call's time."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool, scale: float) -> Tensor:
-        out, logsumexp, ctx.plan = _compute(q, k, v, offsets, causal, scale)
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+        out, logsumexp, ctx.plan = _compute(q, k, v, problem)
         ctx.save_for_backward(q, k, v, out, logsumexp)
-        ctx.causal, ctx.scale = causal, scale
-        return out
+        ctx.set_materialize_grads(False)
+        ctx.problem = problem
+        return out, logsumexp
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradients = _compute_gradients(grad, ctx.saved_tensors, ctx.plan, ctx.causal, ctx.scale)
-        return *gradients, None, None, None
+    def backward(ctx, *grads: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if grads[0] is None and grads[1] is None:
+            return None, None, None, None
+        return *_compute_gradients((grads[0], grads[1]), ctx.saved_tensors, ctx.problem, ctx.plan), None

@@ -1,4 +1,4 @@
-"""How the axis of events is cut into tiles, and which sizes of tiles serve which call."""
+"""How the rows of a call are cut into tiles, and which sizes of tiles serve it."""
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
 # ruff: noqa: N803
@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .problem import FULL, GENERAL, Problem
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,19 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Tiling:
-    """The kernels' sizes for one call; packed: tiles cross the borders of rows, else they are cut within rows.
+    """The kernels' sizes for one call.
 
     heads_first: the heads of one tile run side by side; else all tiles of one head do, which keeps long rows in cache.
+    short: of the kernels for short rows, forward and backward, in place of the others; few: of the one backward pass
+    for few dense queries a row, in place of `queries` and `keys`. The tile of `queries` is that of `forward`.
     """
 
-    packed: bool
     heads_first: bool
     forward: Sizes
     queries: Sizes
     keys: Sizes
-    short: Sizes
+    short: tuple[Sizes, Sizes] | None = None
+    few: Sizes | None = None
 
 
 def block_width(width: int) -> int:
@@ -43,26 +47,43 @@ def block_width(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def tiling(q: Tensor, v: Tensor, rows: int, causal: bool) -> Tiling:
-    """Choose the sizes for q `(T, H, D)` and v `(T, H, Dv)` in `rows` rows, as measured on an H200 (README.md)."""
-    events, width = q.shape[0], block_width(max(q.shape[2], v.shape[2]))
-    heads_first = events < 1024 * rows
+def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
+    """Choose the sizes for q `(T, H, D)`, k and v, as measured on an H200 (README.md)."""
+    rows, width = problem.keys.shape[0] - 1, block_width(max(q.shape[-1], v.shape[2]))
+    heads_first = k.shape[0] < 1024 * rows
     if q.dtype == torch.float32:  # products without matrix unit hold their operands in registers
         size = Sizes(*((32, 32, 4, 1) if width <= 64 else (32, 16, 4, 1) if width == 128 else (16, 16, 4, 1)))
-        return Tiling(False, heads_first, size, size, size, size)
-    packed = events < 48 * rows and events >= 64 and width <= 64
+        return Tiling(heads_first, size, size, size)
     tma = width in (64, 128)
+    if problem.dense and q.shape[1] <= 64 and width <= 128 and rows * k.shape[1] >= 256:  # enough to fill a device
+        return _few_queries(q, k, tma)
     if width <= 64:
-        forward = Sizes(64, 64, 4, 3, tma and causal)
-        if packed:
-            forward = Sizes(32, 32, 1, 3) if width <= 32 else Sizes(64, 32, 4, 3)
-        return Tiling(packed, heads_first, forward, Sizes(64, 32, 4, 3, tma), Sizes(64, 32, 4, 3, tma),
-                      Sizes(64, 32, 4, 2))
+        size = Sizes(64, 32, 4, 3, tma)
+        return Tiling(heads_first, Sizes(64, 64, 4, 3, tma and problem.kind != FULL), size, size,
+                      _short_rows(problem, q, k, width))
     if width == 128:
         forward, queries, keys = Sizes(128, 64, 4, 2, tma), Sizes(128, 64, 8, 3, tma), Sizes(64, 64, 4, 2, tma)
+        if problem.kind == GENERAL:
+            forward = Sizes(128, 64, 8, 2, tma)
     else:
         forward, queries, keys = Sizes(64, 32, 4, 2), Sizes(64, 32, 8, 2), Sizes(64, 32, 8, 2)
-    return Tiling(False, heads_first, forward, queries, keys, keys)
+    return Tiling(heads_first, forward, queries, keys)
+
+
+def _short_rows(problem: Problem, q: Tensor, k: Tensor, width: int) -> tuple[Sizes, Sizes] | None:
+    """Return the sizes for packed tiles where rows are short and nothing but plain self-attention is asked for."""
+    short = 64 <= q.shape[0] < 48 * (problem.keys.shape[0] - 1)
+    if not short or not problem.plain or q.shape[1] != k.shape[1]:
+        return None
+    return Sizes(32, 32, 1, 3) if width <= 32 else Sizes(64, 32, 4, 3), Sizes(64, 32, 4, 2)
+
+
+def _few_queries(q: Tensor, k: Tensor, tma: bool) -> Tiling:
+    """Return the sizes for up to 64 dense queries a row, which one tile holds."""
+    tile = min(64, block_width(q.shape[1]))
+    warps = 4 if tile == 64 else 2
+    few = Sizes(tile, 64, 4, 2, tma) if q.shape[2] == k.shape[1] else None
+    return Tiling(True, Sizes(tile, 64, warps, 3, tma), Sizes(tile, 64, 4, 2, tma), Sizes(64, tile, 4, 2, tma), few=few)
 
 
 def descriptor(x: Tensor, block: int) -> TensorDescriptor:
@@ -72,43 +93,92 @@ def descriptor(x: Tensor, block: int) -> TensorDescriptor:
 
 def describable(*tensors: Tensor) -> bool:
     """Whether the copy engine can read every one of them: addresses and strides in multiples of 16 bytes."""
-    return all(x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+    return all(x.is_cuda and x.shape[0] > 0 and x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
                and x.stride(1) * x.element_size() % 16 == 0 for x in tensors)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the kernels of one call follow: their sizes, and where the tiles are, int32.
+    """Where the tiles of queries and of keys are, int32 `(6, count)` or `(3, count)`: see `_plan_tiles`.
 
-    tiles: of forward and of queries, `(2, T)` for packed tiles (see `_plan_events`), else `(3, count)` (see
-    `_plan_tiles`); keys: the tiles of keys, likewise.
+    For short rows `(2, T)`: see `_plan_events`.
     """
 
     tiling: Tiling
-    tiles: Tensor
+    queries: Tensor
     keys: Tensor
 
 
-def make_plan(offsets: Tensor, q: Tensor, v: Tensor, causal: bool) -> Plan:
-    """Return the plan for offsets `(B + 1,)`, q `(T, H, D)` and v `(T, H, Dv)`."""
-    events, rows = q.shape[0], offsets.shape[0] - 1
-    sizes = tiling(q, v, rows, causal)
-    if sizes.packed:
-        tiles = offsets.new_empty((2, events), dtype=torch.int32)
-        _plan_events[(rows,)](offsets, tiles, events, STEP=32, num_warps=1)
+def make_plan(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Plan:
+    """Return the plan for q `(T, H, D)` or `(B, K, H, D)`, k `(S, G, D)` and v `(S, G, Dv)`."""
+    sizes = tiling(problem, q, k, v)
+    if sizes.short:
+        tiles = problem.keys.new_empty((2, q.shape[0]), dtype=torch.int32)
+        _plan_events[(problem.keys.shape[0] - 1,)](problem.keys, tiles, q.shape[0], STEP=32, num_warps=1)
         return Plan(sizes, tiles, tiles)
-    tiles = _cut(offsets, events, sizes.forward.tile)
-    same = sizes.keys.tile == sizes.forward.tile
-    return Plan(sizes, tiles, tiles if same else _cut(offsets, events, sizes.keys.tile))
+    dense = q.shape[1] if problem.dense else 0
+    events = q.shape[0] * (dense or 1), k.shape[0]
+    queries = _cut(problem, True, events, dense, sizes.forward.tile)
+    if sizes.few or (problem.self_attention and sizes.keys.tile == sizes.forward.tile):
+        return Plan(sizes, queries, queries)
+    return Plan(sizes, queries, _cut(problem, False, events, dense, sizes.keys.tile))
 
 
-def _cut(offsets: Tensor, events: int, tile: int) -> Tensor:
-    rows = offsets.shape[0] - 1
-    count = events // tile + rows
-    tiles = offsets.new_empty((3, count), dtype=torch.int32)
-    if count:
-        _plan_tiles[(rows,)](offsets, tiles, events, count, tile, STEP=32, num_warps=1)
-    return tiles
+def _cut(problem: Problem, of_queries: bool, events: tuple[int, int], dense: int, tile: int) -> Tensor:
+    """Cut the rows of queries or of keys; `events` of both; `dense`: queries a row where they are dense, else 0."""
+    rows = problem.keys.shape[0] - 1
+    own, other = (problem.queries, problem.keys) if of_queries else (problem.keys, problem.queries)
+    count = rows * triton.cdiv(dense, tile) if own is None else events[not of_queries] // tile + rows
+    plan = problem.keys.new_empty((3 if problem.self_attention else 6, count), dtype=torch.int32)
+    if count and rows:
+        _plan_tiles[(rows,)](own, other, plan, count, events[not of_queries], events[of_queries], dense, tile,
+                             problem.self_attention, STEP=32, num_warps=1)
+    return plan
+
+
+@triton.jit
+def _ends(offsets, b, dense, events):
+    """Where row `b` begins and ends; no row reaches past the events that there are."""
+    if offsets is None:
+        start = (b * dense).to(tl.int32)
+        end = start + dense
+    else:
+        start = tl.minimum(tl.load(offsets + b), events).to(tl.int32)
+        end = tl.minimum(tl.load(offsets + b + 1), events).to(tl.int32)
+    return start, end
+
+
+@triton.jit(do_not_specialize=["count", "events", "others", "dense"])
+def _plan_tiles(own, other, plan, count, events, others, dense, TILE: tl.constexpr, SELF: tl.constexpr,
+                STEP: tl.constexpr):
+    """For every tile of row `b`: its first event within the row, where the row begins and ends, `plan` (3, count).
+
+    Unless under `SELF` also where the row that it meets begins and ends, and `b`: (6, count). Offsets of None are those
+    of dense rows. Row b has the slots from `start // TILE + b` on: as many as it needs or one more, shared with no
+    other row, and found without a sum over rows. One it does not need holds a tile that begins at its row's end.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    start, end = _ends(own, b, dense, events)
+    if own is None:
+        slots = tl.cdiv(dense, TILE)
+        plan += b * slots
+    else:
+        slots = end // TILE - start // TILE + 1
+        plan += start // TILE + b
+    begin, finish = start, end
+    if not SELF:
+        begin, finish = _ends(other, b, dense, others)
+    nothing = tl.zeros([STEP], tl.int32)
+    for n in range(0, slots, STEP):
+        i = n + tl.arange(0, STEP)
+        inside = i < slots
+        tl.store(plan + i, tl.minimum(i * TILE, end - start), mask=inside)
+        tl.store(plan + count + i, nothing + start, mask=inside)
+        tl.store(plan + 2 * count + i, nothing + end, mask=inside)
+        if not SELF:
+            tl.store(plan + 3 * count + i, nothing + begin, mask=inside)
+            tl.store(plan + 4 * count + i, nothing + finish, mask=inside)
+            tl.store(plan + 5 * count + i, nothing + b.to(tl.int32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -121,22 +191,3 @@ def _plan_events(offsets, plan, T, STEP: tl.constexpr):
         at = n + tl.arange(0, STEP)
         tl.store(plan + at, tl.zeros([STEP], tl.int32) + start, mask=at < end)
         tl.store(plan + T + at, tl.zeros([STEP], tl.int32) + end, mask=at < end)
-
-
-@triton.jit(do_not_specialize=["T", "count"])
-def _plan_tiles(offsets, plan, T, count, TILE: tl.constexpr, STEP: tl.constexpr):
-    """For every tile of row `b`, where the tile, the row and the row's end are: `plan` (3, count).
-
-    Row b has the slots from `start // TILE + b` on: as many as it needs or one more, shared with no other row, and
-    found without a sum over rows. One it does not need holds a tile that begins at its row's end.
-    """
-    b = tl.program_id(0).to(tl.int64)
-    start = tl.load(offsets + b).to(tl.int32)
-    end = tl.minimum(tl.load(offsets + b + 1), T).to(tl.int32)
-    slots = end // TILE - start // TILE + 1
-    plan += start // TILE + b
-    for n in range(0, slots, STEP):
-        i = n + tl.arange(0, STEP)
-        tl.store(plan + i, tl.minimum(start + i * TILE, end), mask=i < slots)
-        tl.store(plan + count + i, tl.zeros([STEP], tl.int32) + start, mask=i < slots)
-        tl.store(plan + 2 * count + i, tl.zeros([STEP], tl.int32) + end, mask=i < slots)

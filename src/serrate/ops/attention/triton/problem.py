@@ -1,0 +1,95 @@
+"""A call as the kernels take it: which rows there are, what kind of mask, which factors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..api import Rows, Settings
+from ..dropout import threshold
+
+FULL, CAUSAL, GENERAL = 0, 1, 2  # kinds of mask: each has code of its own in the kernels
+NO_LIMIT = 2**30  # longer than any row
+_SELF, _CROSS, _DENSE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A call as the kernels take it.
+
+    queries: offsets, the same object as `keys` in self-attention, None for dense ones; context, targets: `(B,)`, both
+    or neither; seed: () int64 or None; kind of the mask, its reach to the left and right and its block.
+    """
+
+    queries: Tensor | None
+    keys: Tensor
+    context: Tensor | None
+    targets: Tensor | None
+    seed: Tensor | None
+    kind: int
+    limits: tuple[int, int, int]
+    scale: float
+    dropout: float
+    with_lse: bool
+
+    @property
+    def dense(self) -> bool:
+        """Whether queries are `(B, K, H, D)`."""
+        return self.queries is None
+
+    @property
+    def per_row(self) -> bool:
+        """Whether rows have context and targets."""
+        return self.context is not None
+
+    @property
+    def self_attention(self) -> bool:
+        """Whether the kernels need no more of a row than where it begins and ends."""
+        return self.queries is self.keys and not self.per_row
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is self-attention, causal or not, with nothing else asked for."""
+        return self.self_attention and self.kind != GENERAL and self.seed is None and not self.with_lse
+
+    @property
+    def counts(self) -> tuple[Tensor | None, Tensor | None]:
+        """Context and targets of the rows."""
+        return self.context, self.targets
+
+    @property
+    def dropped(self) -> tuple[Tensor | None, int, float]:
+        """The seed, the number below which a hash means that a weight is dropped, the factor of those that stay."""
+        return self.seed, threshold(self.dropout), 1 / (1 - self.dropout)
+
+    def as_arguments(self) -> tuple[list[Tensor | None], list[int], list[float]]:
+        """Return the same as types that an operator takes; see `from_arguments`."""
+        shape = _SELF if self.queries is self.keys else _DENSE if self.dense else _CROSS
+        queries = self.queries if shape == _CROSS else None
+        index = [self.keys, queries, self.context, self.targets, self.seed]
+        return index, [shape, self.kind, *self.limits, int(self.with_lse)], [self.scale, self.dropout]
+
+
+def from_arguments(index: list[Tensor | None], numbers: list[int], factors: list[float]) -> Problem:
+    """Return the problem that `as_arguments` took apart."""
+    keys, queries, context, targets, seed = index
+    assert keys is not None
+    shape, kind, left, right, block, with_lse = numbers
+    scale, dropout = factors
+    return Problem(keys if shape == _SELF else queries, keys, context, targets, seed, kind, (left, right, block),
+                   scale, dropout, bool(with_lse))
+
+
+def make_problem(rows: Rows, settings: Settings, scale: float) -> Problem:
+    """Return the problem of a call, its scale apart."""
+    mask = settings.mask
+    context, targets = mask.context, mask.targets
+    if mask.per_row:
+        nothing = torch.zeros(rows.keys.shape[0] - 1, dtype=torch.int32, device=rows.keys.device)
+        context, targets = (count if isinstance(count, Tensor) else nothing for count in (context, targets))
+    else:
+        context = targets = None
+    kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
+    left, right, block = (NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
+    return Problem(rows.queries, rows.keys, context, targets, settings.seed, kind, (left, right, block), scale,
+                   settings.dropout, settings.with_lse)

@@ -1,0 +1,150 @@
+"""Kernels for short rows: packed tiles, which cross the borders of rows, so that a tile is full whatever their lengths.
+
+A tile works through the one range of events that its rows span and masks by the row of each event. The backward pass is
+a single one, which gives all gradients. Half precision, heads up to 64 wide, self-attention, causal or not.
+"""
+
+# pyright: reportMissingImports=false, reportIndexIssue=false
+# ruff: noqa: N803
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .plan import Sizes, block_width
+from .problem import CAUSAL, Problem
+from .tile import LN_2, LOG2_E, load_rows, store_rows, strides
+
+
+def launch(inputs: Sequence[Tensor], problem: Problem, sizes: Sizes, plan: Tensor, results: Sequence[Tensor]) -> None:
+    """Fill the results, output `(T, H, Dv)` and log-sum-exp `(H, T)` in base 2, from q, k and v."""
+    numbers = _numbers(inputs, problem, sizes)
+    events, heads = inputs[0].shape[:2]
+    _forward[(triton.cdiv(events, sizes.tile) * heads,)](
+        *inputs, *results, plan, *numbers, num_warps=sizes.warps, num_stages=sizes.stages)
+
+
+def launch_backward(grad: Tensor, inputs: Sequence[Tensor], problem: Problem, sizes: Sizes, plan: Tensor,
+                    results: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Fill the gradients of q, k and v; `grad` of the output is contiguous."""
+    numbers = _numbers(inputs, problem, sizes)
+    events, heads = inputs[0].shape[:2]
+    out, logsumexp = results
+    _backward[(triton.cdiv(events, sizes.tile) * heads,)](
+        *inputs, out, grad, logsumexp, plan, *gradients, *numbers, num_warps=sizes.warps, num_stages=sizes.stages)
+
+
+def _numbers(inputs: Sequence[Tensor], problem: Problem, sizes: Sizes) -> tuple:
+    """What both kernels take after their tensors."""
+    q, k, v = inputs
+    events, heads, width = q.shape
+    return (events, problem.scale * LOG2_E.value, heads, strides(q, k, v), width, v.shape[2], block_width(width),
+            block_width(v.shape[2]), sizes.tile, sizes.block, problem.kind == CAUSAL)
+
+
+@triton.jit
+def _find_tile(plan, T, H, BM: tl.constexpr):
+    """Where this program's tile begins, its head, and the range of events that the rows of the tile span."""
+    pid = tl.program_id(0)
+    first = pid // H * BM
+    begin = tl.load(plan + first)
+    end = tl.load(plan + T + tl.minimum(first + BM, T) - 1)
+    return first, pid % H, begin, end
+
+
+@triton.jit
+def _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, scale, D: tl.constexpr,
+           DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr):
+    """Let the queries of a tile see one block of keys: the running maximum, sum and weighted values."""
+    low = tl.maximum(low, n)  # the last block of all is moved back to lie inside; what it repeats is not seen
+    n = tl.minimum(n, T - BN)
+    k = load_rows(k_source, n, h, strides[4], strides[5], end, D, BD, BN, True, False)
+    v = load_rows(v_source, n, h, strides[7], strides[8], end, DV, BDV, BN, True, False)
+    s = tl.dot(q, k.T)
+    if MASKED:
+        cols = n + tl.arange(0, BN)
+        s = tl.where((cols[None, :] < high[:, None]) & (cols[None, :] >= low[:, None]), s, float("-inf"))
+    top = tl.maximum(m, tl.max(s, 1) * scale)
+    p = tl.exp2(s * scale - top[:, None])
+    shrink = tl.exp2(m - top)
+    total = total * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+    return top, total, acc
+
+
+@triton.jit(do_not_specialize=["T"])
+def _forward(q_source, k_source, v_source, out, lse, plan, T, scale, H, strides, D: tl.constexpr, DV: tl.constexpr,
+             BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr):
+    """Attend from BM packed events to the one range of events that their rows span."""
+    first, h, begin, end = _find_tile(plan, T, H, BM)
+    rows = first + tl.arange(0, BM)
+    low = tl.load(plan + rows, mask=rows < T, other=0)
+    high = tl.load(plan + T + rows, mask=rows < T, other=0)
+    unmasked = begin
+    if begin == tl.max(low, 0):  # one row alone
+        unmasked = first if CAUSAL else end
+    if CAUSAL:
+        high = tl.minimum(high, rows + 1)
+        end = tl.minimum(end, first + BM)
+    unmasked = begin + (unmasked - begin) // BN * BN
+    q = load_rows(q_source, first, h, strides[1], strides[2], T, D, BD, BM, False, False)
+    m = tl.full([BM], -1e30, tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    acc = tl.zeros([BM, BDV], tl.float32)
+    for n in range(begin, unmasked, BN):
+        m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, scale, D, DV, BD,
+                               BDV, BN, False)
+    for n in range(unmasked, end, BN):
+        m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, scale, D, DV, BD,
+                               BDV, BN, True)
+    tl.store(lse + tl.cast(h, tl.int64) * T + rows, m + tl.log2(total), mask=rows < T)
+    store_rows(out, acc * (1.0 / total)[:, None], first, h, H, T, DV, BDV, BM)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _backward(q_source, k_source, v_source, out, grad, lse_source, plan, dq_target, dk_target, dv_target, T,
+              scale, H, strides, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+              BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr):
+    """All gradients of BM packed events in one pass over the one range of events that their rows span."""
+    first, h, begin, end = _find_tile(plan, T, H, BM)
+    rows = first + tl.arange(0, BM)
+    low = tl.load(plan + rows, mask=rows < T, other=0)
+    high = tl.load(plan + T + rows, mask=rows < T, other=0)
+    q = load_rows(q_source, first, h, strides[1], strides[2], T, D, BD, BM, False, False)
+    k = load_rows(k_source, first, h, strides[4], strides[5], T, D, BD, BM, False, False)
+    v = load_rows(v_source, first, h, strides[7], strides[8], T, DV, BDV, BM, False, False)
+    do = load_rows(grad, first, h, H * DV, DV, T, DV, BDV, BM, False, False)
+    o = load_rows(out, first, h, H * DV, DV, T, DV, BDV, BM, False, False)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    lse_source += tl.cast(h, tl.int64) * T
+    lse = tl.load(lse_source + rows, mask=rows < T, other=0.0)
+    dq = tl.zeros([BM, BD], tl.float32)
+    dk = tl.zeros([BM, BD], tl.float32)
+    dv = tl.zeros([BM, BDV], tl.float32)
+    for n in range(begin, end, BN):
+        at = tl.minimum(n, T - BN)  # the last block of all is moved back to lie inside; what it repeats is not seen
+        others = at + tl.arange(0, BN)
+        k_n = load_rows(k_source, at, h, strides[4], strides[5], end, D, BD, BN, True, False)
+        v_n = load_rows(v_source, at, h, strides[7], strides[8], end, DV, BDV, BN, True, False)
+        q_n = load_rows(q_source, at, h, strides[1], strides[2], end, D, BD, BN, True, False)
+        do_n = load_rows(grad, at, h, H * DV, DV, end, DV, BDV, BN, True, False)
+        o_n = load_rows(out, at, h, H * DV, DV, end, DV, BDV, BN, True, False)
+        delta_n = tl.sum(o_n.to(tl.float32) * do_n.to(tl.float32), 1)
+        lse_n = tl.load(lse_source + others)
+        same = (others[None, :] >= tl.maximum(low, n)[:, None]) & (others[None, :] < high[:, None])
+        seen = same & (others[None, :] <= rows[:, None]) if CAUSAL else same
+        p = tl.exp2(tl.dot(q, k_n.T) * scale - lse[:, None])
+        p = tl.where(seen, p, 0.0)
+        ds = p * (tl.dot(do, v_n.T) - delta[:, None])
+        dq = tl.dot(ds.to(k.dtype), k_n, dq)
+        seen = same & (others[None, :] >= rows[:, None]) if CAUSAL else same
+        p = tl.exp2(tl.dot(k, q_n.T) * scale - lse_n[None, :])
+        p = tl.where(seen, p, 0.0)
+        dv = tl.dot(p.to(k.dtype), do_n, dv)
+        ds = p * (tl.dot(v, do_n.T) - delta_n[None, :])
+        dk = tl.dot(ds.to(k.dtype), q_n, dk)
+    store_rows(dq_target, dq * (scale * LN_2), first, h, H, T, D, BD, BM)
+    store_rows(dk_target, dk * (scale * LN_2), first, h, H, T, D, BD, BM)
+    store_rows(dv_target, dv, first, h, H, T, DV, BDV, BM)
