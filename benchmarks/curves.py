@@ -16,9 +16,9 @@ CLAIMS = [("dense", BOTH, 9.0, "9×"), ("dense", MEMORY, 22.0, "22×"),
 PANELS = {BOTH: "forward and backward, ms", MEMORY: "extra memory at its peak, MiB"}
 
 WIDTH, HEIGHT, PANEL = 920, 320, 440
-LEFT, RIGHT, TOP, BOTTOM = 60, 425, 60, 262
+LEFT, RIGHT, TOP, BOTTOM = 60, 425, 84, 270
 STYLE = """
-svg { background: #fff; font: 12px system-ui, sans-serif; fill: #333 }
+svg { font: 12px system-ui, sans-serif; fill: #333 }
 .grid { stroke: #ddd } .line { fill: none; stroke-width: 2 } .passed { fill: #fff; stroke-width: 2 }
 .title { font-weight: 600 } .mark { stroke: #0b6e4f; stroke-dasharray: 3 3 }
 """
@@ -93,8 +93,8 @@ def _chart(found: Found, longest: int) -> str:
     return str(tag(
         "svg", tag("title", f"Attention over fill rates, rows up to {longest} events"),
         tag("desc", f"Ours beside dense attention over padding. The paper's ratios are reached: {told}."),
-        tag("style", Html(STYLE)), panels, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img")) + "\n"
+        tag("style", Html(STYLE)), tag("rect", width=WIDTH, height=HEIGHT, style="fill: #fff"), panels,
+        xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")) + "\n"
 
 
 def _percents(fills: list[int]) -> str:
@@ -117,8 +117,8 @@ def _panel(found: Found, longest: int, metric: str) -> list[Html]:
     for power in range(low, high + 1):
         drawn += [tag("line", class_="grid", x1=LEFT, x2=RIGHT, y1=up(10.0**power), y2=up(10.0**power)),
                   tag("text", f"{10.0**power:,g}", x=LEFT - 8, y=up(10.0**power) + 4, text_anchor="end")]
-    drawn += [tag("text", f"{fill} %", x=_across(fill), y=BOTTOM + 18, text_anchor="middle") for fill in fills]
-    drawn.append(tag("text", "events / cells", x=(LEFT + RIGHT) / 2, y=BOTTOM + 40, text_anchor="middle"))
+    drawn += [tag("text", fill, x=_across(fill), y=BOTTOM + 18, text_anchor="middle") for fill in fills]
+    drawn.append(tag("text", "fill: events of 100 cells", x=(LEFT + RIGHT) / 2, y=BOTTOM + 40, text_anchor="middle"))
     for at, (each, line) in enumerate(lines.items()):
         label, colour = LINES[each]
         path = " ".join(f"{_across(fill):.1f},{up(value):.1f}" for fill, value in line)
@@ -141,7 +141,7 @@ def _marks(found: Found, longest: int, metric: str, up: Callable[[float], float]
         if reached:
             x = _across(reached[-1])
             text = f"paper's {claim[3]} over {label}: up to {reached[-1]} %"
-            y = TOP - 8 + 14 * at
+            y = TOP - 28 + 14 * at
             drawn += [tag("line", class_="mark", x1=x, x2=x, y1=y + 4, y2=BOTTOM, style=f"stroke: {colour}"),
                       tag("text", text, x=RIGHT, y=y, text_anchor="end", style=f"fill: {colour}")]
     return drawn

@@ -105,7 +105,9 @@ def attention(options: AttentionOptions) -> None:
     how = Comparison(peers, implementation=name, seconds=options.seconds, tell=lambda text: say(text, err))
     try:
         rows = compare(make(workload, device, dtype), how)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):  # GPU, CPU
+            raise
         raise NotUsable(f"{workload.rows} rows up to {workload.longest} events do not fit in the memory of the "
                         f"device; try fewer with --rows, or shorter ones with --max-length") from None
     out.print(_table(rows, name, f"attention, {options.heads} heads of {options.width}, "

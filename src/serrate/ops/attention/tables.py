@@ -13,6 +13,7 @@ README = Path(__file__).with_name("README.md")
 OURS = "triton"
 NO_PEERS = ("batch", "limit", OURS)
 TIMES = ("forward_ms", "forward_backward_ms")
+LIMITS = ("limit_ms", "limit_forward_backward_ms")
 _START, _END = "<!-- GPU figures -->\n", "<!-- end of GPU figures -->"
 
 
@@ -36,14 +37,21 @@ class Found:
         values = [self.value(workload, implementation, metric) for metric in metrics]
         return " / ".join("–" if value is None else written(value) for value in values) if any(values) else "–"
 
-    def to_best_peer(self, workload: str, metrics: Sequence[str], prefix: str = "") -> str:
-        """Return each figure of ours over the least of any peer of the same run; below 1 ours is ahead."""
-        ratios = []
-        for metric in metrics:
-            own = self.value(workload, OURS, prefix + metric)
-            others = [value for peer in self.peers if (value := self.value(workload, peer, metric)) is not None]
-            ratios.append("–" if own is None or not others else f"{own / min(others):.2f}")
-        return "–" if set(ratios) == {"–"} else " / ".join(ratios)
+    def to_best_peer(self, workload: str, prefix: str = "") -> str:
+        """Return each time of ours over the least of any peer of the same run; below 1 ours is ahead."""
+        others = [[self.value(workload, peer, metric) for peer in self.peers] for metric in TIMES]
+        best = [min((value for value in values if value is not None), default=None) for values in others]
+        return _ratios([self.value(workload, OURS, prefix + metric) for metric in TIMES], best)
+
+    def to_limit(self, workload: str) -> str:
+        """Return each time of ours over the least that the device allows."""
+        return _ratios([self.value(workload, OURS, metric) for metric in TIMES],
+                       [self.value(workload, "limit", metric) for metric in LIMITS])
+
+
+def _ratios(own: Sequence[float | None], others: Sequence[float | None]) -> str:
+    ratios = ["–" if one is None or not other else f"{one / other:.2f}" for one, other in zip(own, others, strict=True)]
+    return "–" if set(ratios) == {"–"} else " / ".join(ratios)
 
 
 def written(value: float) -> str:
@@ -59,13 +67,14 @@ def comparison(rows: list[Row], quoted: list[Row]) -> str:
     def line(label: str, implementation: str, metrics: Sequence[str], of: Found = found) -> list[str]:
         return [label, *(of.cell(workload, implementation, metrics) for workload in workloads)]
 
-    body = [line("events", "batch", ["events"]), line("limit", "limit", ["limit_ms", "limit_forward_backward_ms"]),
+    body = [line("events", "batch", ["events"]), line("limit", "limit", LIMITS),
             line(f"**{OURS}**", OURS, TIMES),
             line(f"{OURS}, graph replayed", OURS, [f"graph_{name}" for name in TIMES])]
     body += [line(peer, peer, TIMES) for peer in found.peers]
     body += [line(f"{peer}, quoted", peer, TIMES, others) for peer in others.peers]
-    body += [[f"**{OURS} / best peer**", *(found.to_best_peer(workload, TIMES) for workload in workloads)],
-             ["graph replayed / best peer", *(found.to_best_peer(workload, TIMES, "graph_") for workload in workloads)]]
+    body += [[f"**{OURS} / best peer**", *(found.to_best_peer(workload) for workload in workloads)],
+             ["graph replayed / best peer", *(found.to_best_peer(workload, "graph_") for workload in workloads)],
+             [f"{OURS} / limit", *(found.to_limit(workload) for workload in workloads)]]
     body += [line(f"peak MiB: {name}", name, ["peak_mib"]) for name in (OURS, "varlen", "flex")]
     return figures.table(["", *workloads], [each for each in body if set(each[1:]) != {"–"}])
 
