@@ -10,6 +10,7 @@ from functools import cache
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from ..ops import implementations
@@ -17,6 +18,7 @@ from ..ops.attention import Call, Mask, attention
 from ..ops.attention.cases import Case
 from ..ops.attention.dropout import kept
 from .budget import assert_within_budget, error_budget, largest_error, ulp
+from .strategies import lengths
 
 every_implementation = pytest.mark.parametrize("name", [each.name for each in implementations("attention")])
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -105,6 +107,32 @@ def dense(case: Case, q: Tensor, k: Tensor, v: Tensor, scale: float | None = Non
         weights = weights * kept(seed, case.dropout, heads, *places) / (1 - case.dropout)
     lse = scores.masked_fill(~seen, -torch.inf).logsumexp(-1).T
     return torch.einsum("hij,jhd->ihd", weights, v).reshape(*q.shape[:-1], v.shape[2]), lse.reshape(q.shape[:-1])
+
+
+# --- any call ---
+
+
+@st.composite
+def masks(draw: st.DrawFn, rows: int, *, most: int = 6) -> Mask:
+    """Strategy for masks of a batch of so many rows; limits and counts go up to `most`."""
+    number = st.integers(0, most)
+    limit = st.none() | number
+    counts = limit | st.lists(number, min_size=rows, max_size=rows).map(lambda x: torch.tensor(x, dtype=torch.int64))
+    return Mask(draw(st.booleans()), (draw(limit), draw(limit)), draw(st.none() | st.integers(1, most)),
+                draw(counts), draw(counts))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Strategy for small cases of every shape, mask, grouping and width, with and without dropout."""
+    rows = draw(lengths(max_rows=5, max_length=8))
+    shape = draw(st.sampled_from(("self", "cross", "target", "pooling")))
+    keys = draw(lengths(max_rows=len(rows), min_rows=len(rows), max_length=8)) if shape == "cross" else None
+    heads, kv_heads = draw(st.sampled_from(((1, 1), (2, 2), (4, 2), (3, 1))))
+    return Case("drawn", tuple(rows), heads, draw(st.integers(1, 9)), draw(masks(len(rows))),
+                kv_lengths=None if keys is None else tuple(keys), shared=shape == "pooling", kv_heads=kv_heads,
+                dense=draw(st.integers(0, 4)) if shape in ("target", "pooling") else None,
+                value_width=draw(st.integers(1, 9)), dropout=draw(st.sampled_from((0.0, 0.0, 0.4))))
 
 
 # --- one call, held to the promise ---
