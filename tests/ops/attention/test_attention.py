@@ -311,15 +311,16 @@ def poison_memory(monkeypatch) -> None:
                                   NAMED["everything"]], ids=lambda case: case.name)
 def test_custom_operators_are_well_behaved(case):
     q, k, v, offsets = case.tensors()
-    mask, given = case.mask, case.arguments()
-    counts = [mask.context, mask.targets] if mask.per_row else []
+    mask, keys = case.mask, case.arguments().get("kv_offsets", offsets)
+    table = [offsets, *([keys] if keys is not offsets or mask.per_row else [])]
+    table += [torch.nn.functional.pad(counts, (0, 1)) for counts in (mask.context, mask.targets) if mask.per_row]
     numbers = [-1 if number is None else number for number in (*mask.reach, mask.block)]
-    rest = ([offsets, given.get("kv_offsets", offsets)], counts, numbers, 0.3)
+    rest = (torch.stack(table), numbers, 0.3)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(torch.ops.serrate.jagged_attention_cpu.default, (*leaves, *rest))
-    out, logsumexp = torch.ops.serrate.jagged_attention_cpu(q, k, v, *rest)
+    torch.library.opcheck(torch.ops.serrate.row_attention_cpu.default, (*leaves, *rest))
+    out, logsumexp = torch.ops.serrate.row_attention_cpu(q, k, v, *rest)
     backward = (torch.ones_like(out), [q, k, v, out, logsumexp], *rest)
-    torch.library.opcheck(torch.ops.serrate.jagged_attention_cpu_backward.default, backward)
+    torch.library.opcheck(torch.ops.serrate.row_attention_cpu_backward.default, backward)
 
 
 def compiled_and_eager_agree(backend, cases, *, lse=False, **arguments):
@@ -382,20 +383,23 @@ def test_a_hundred_longest_rows_compile_once():
             assert torch.equal(compiled(q, k, v, offsets, mask=CAUSAL, longest=longest), expected)
 
 
-def test_exports_with_free_lengths():
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "everything"])
+def test_exports_with_free_lengths(masked):
     class Attention(torch.nn.Module):
-        def forward(self, q, k, v, offsets, kv_offsets):
-            return attention(q, k, v, offsets, kv_offsets=kv_offsets, mask=CAUSAL)
+        def forward(self, q, k, v, offsets, kv_offsets, context):
+            mask = Mask(causal=True, window=(3, None), block=9, context=context, targets=1) if masked else CAUSAL
+            return attention(q, k, v, offsets, kv_offsets=kv_offsets, mask=mask)
 
-    def inputs(case):
-        return *case.tensors(), case.arguments()["kv_offsets"]
+    def inputs(queries, keys):
+        case = Case("", queries, kv_lengths=keys)
+        return *case.tensors(), case.arguments()["kv_offsets"], torch.arange(len(queries))
 
-    queries, keys, ends = (torch.export.Dim(name, min=2, max=2**20) for name in ("queries", "keys", "ends"))
+    events, keys, rows = (torch.export.Dim(name, min=1, max=2**20) for name in ("events", "keys", "rows"))
     exported = torch.export.export(
-        Attention(), inputs(Case("", (3, 6), kv_lengths=(4, 2))),
-        dynamic_shapes=({0: queries}, {0: keys}, {0: keys}, {0: ends}, {0: ends})).module()
-    other = inputs(Case("", (2, 0, 9, 4), kv_lengths=(0, 3, 5, 30)))
-    assert torch.equal(exported(*other), Attention()(*other))
+        Attention(), inputs((3, 6), (4, 2)),
+        dynamic_shapes=({0: events}, {0: keys}, {0: keys}, {0: rows + 1}, {0: rows + 1}, {0: rows})).module()
+    for other in (inputs((2, 0, 9, 4), (0, 3, 5, 30)), inputs((1,), (7,))):
+        assert torch.equal(exported(*other), Attention()(*other))
 
 
 def test_a_second_derivative_is_refused_and_never_wrong():

@@ -7,6 +7,7 @@ measurements. A mask that the kernel does not know is written out, once for each
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -32,9 +33,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -
     queries, k, v = (x if x.shape[2] == width else pad(x, (0, width - x.shape[2])) for x in (queries, k, v))
     mask = settings.mask
     numbers = [-1 if number is None else number for number in (*mask.reach, mask.block)]
-    counts = [torch.zeros_like(rows.keys[1:]) if count is None else count
-              for count in (mask.context, mask.targets) if mask.per_row]
-    out, lse = _forward(queries, k, v, [offsets, rows.keys], counts, numbers, settings.scale)
+    out, lse = _forward(queries, k, v, _table(offsets, rows.keys, mask), numbers, settings.scale)
     if value_width != width:
         out = out[..., :value_width]
     if q.dim() == 4:
@@ -42,30 +41,42 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -
     return out, lse if settings.with_lse else None
 
 
-@torch.library.custom_op("serrate::jagged_attention_cpu", mutates_args=(), device_types="cpu")
-def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: list[Tensor], counts: list[Tensor], mask: list[int],
-             scale: float) -> tuple[Tensor, Tensor]:
+def _table(queries: Tensor, keys: Tensor, mask: Mask) -> Tensor:
+    """Return offsets of queries, offsets of keys, context and targets: `(4, B + 1)`, or fewer where that is all.
+
+    `(2, B + 1)` without context and targets, `(1, B + 1)` where rows of queries are those of keys besides. Counts have
+    one 0 more than there are rows; lengths are not taken here, for a traced `diff` is of two rows and more only.
+    """
+    if not mask.per_row:
+        return keys[None] if queries is keys else torch.stack([queries, keys])
+    counts = (pad(count.to(keys.dtype), (0, 1)) if isinstance(count, Tensor) else torch.zeros_like(keys)
+              for count in (mask.context, mask.targets))
+    return torch.stack([queries, keys, *counts])
+
+
+@torch.library.custom_op("serrate::row_attention_cpu", mutates_args=(), device_types="cpu")
+def _forward(q: Tensor, k: Tensor, v: Tensor, table: Tensor, mask: list[int], scale: float) -> tuple[Tensor, Tensor]:
     """Return the output `(T, H, D)` and the log-sum-exp `(T, H)`, both in the order of the queries.
 
-    offsets: of queries and of keys; counts: context and targets of each row `(B,)`, or nothing; mask: how far a query
-    sees to the left and to the right and the size of a block, -1 for no limit.
+    mask: how far a query sees to the left and to the right and the size of a block, -1 for no limit.
     """
-    groups, known = _Groups(offsets, counts), _mask(mask)
-    results = [_attend(query, key, value, _hidden(shape, known, q.dtype), scale) for shape, (query,), (key, value)
-               in zip(groups.shapes, groups.queries.dense(q), groups.keys.dense(k, v), strict=True)]
+    groups = _Groups(table)
+    results = [_attend(query, key, value, known, scale) for (query,), (key, value), known in zip(
+        groups.queries.dense(q), groups.keys.dense(k, v), _masks(groups.shapes, mask, q.dtype), strict=True)]
     out, lse = _outputs(q, v)
     return (groups.queries.gather(out, [out for out, _ in results]),
             groups.queries.gather(lse, [lse for _, lse in results]))
 
 
-@torch.library.custom_op("serrate::jagged_attention_cpu_backward", mutates_args=(), device_types="cpu")
-def _backward(grad: Tensor, saved: list[Tensor], offsets: list[Tensor], counts: list[Tensor], mask: list[int],
+@torch.library.custom_op("serrate::row_attention_cpu_backward", mutates_args=(), device_types="cpu")
+def _backward(grad: Tensor, saved: list[Tensor], table: Tensor, mask: list[int],
               scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of `q`, `k` and `v`; `saved` holds these, the output and the log-sum-exp."""
     q, k, v, out, lse = saved
-    groups, known = _Groups(offsets, counts), _mask(mask)
-    results = [_gradients(ours, theirs, _hidden(shape, known, q.dtype), scale) for shape, ours, theirs
-               in zip(groups.shapes, groups.queries.dense(grad, q, out, lse), groups.keys.dense(k, v), strict=True)]
+    groups = _Groups(table)
+    results = [_gradients(*both, scale) for both in zip(
+        groups.queries.dense(grad, q, out, lse), groups.keys.dense(k, v), _masks(groups.shapes, mask, q.dtype),
+        strict=True)]
     dq, dk, dv = (side.gather(torch.empty(x.shape, dtype=x.dtype), [result[at] for result in results])
                   for at, (side, x) in enumerate(((groups.queries, q), (groups.keys, k), (groups.keys, v))))
     return dq, dk, dv
@@ -95,21 +106,22 @@ def _gradients(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], mask: tuple
     return kernel(grad, q, k, v, out, lse, 0.0, causal, attn_mask=hidden, scale=scale)
 
 
-def _mask(numbers: list[int]) -> Mask:
-    left, right, block = (None if number < 0 else number for number in numbers)
-    return Mask(causal=right == 0, window=(left, right), block=block)
+def _masks(shapes: list[tuple[int, ...]], numbers: list[int],
+           dtype: torch.dtype) -> Iterator[tuple[bool, Tensor | None]]:
+    """Yield for each group whether the kernel's own causal mask serves it, or else what to add to its scores.
 
-
-def _hidden(shape: tuple[int, ...], mask: Mask, dtype: torch.dtype) -> tuple[bool, Tensor | None]:
-    """Return whether the kernel's own causal mask serves rows of this shape, or else what to add to their scores.
-
-    shape: queries, keys, context and targets of each row; to add: `(queries, keys)`, None where all is seen.
+    shapes: queries, keys, context and targets of each row; to add: `(queries, keys)`, None where all is seen.
     """
-    queries, keys, *counts = shape
-    if mask.plain and not counts and (queries == keys or not mask.causal):
-        return mask.causal, None
-    visible = seen(mask, queries, keys, *counts)
-    return False, None if visible.all() else torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -math.inf)
+    left, right, block = (None if number < 0 else number for number in numbers)
+    mask = Mask(causal=right == 0, window=(left, right), block=block)
+    plain = mask.plain
+    for queries, keys, *counts in shapes:
+        if plain and not counts and (queries == keys or not mask.causal):
+            yield mask.causal, None
+            continue
+        visible = seen(mask, queries, keys, *counts)
+        yield False, None if visible.all() else \
+            torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -math.inf)
 
 
 class _Groups:
@@ -118,27 +130,24 @@ class _Groups:
     shapes: of each group; queries, keys: the two sides, each group of rows one contiguous slice of either.
     """
 
-    def __init__(self, offsets: list[Tensor], counts: list[Tensor]):
-        ours, theirs = offsets
-        same = ours is theirs or torch.equal(ours, theirs)
-        keys = theirs.diff()
-        columns = [keys if same else ours.diff(), keys, *(count.minimum(keys) for count in counts)]
-        number = _numbered(columns[1:] if same else columns)
+    def __init__(self, table: Tensor):
+        shapes = table.diff() if len(table) < 4 else torch.cat([table[:2].diff(), table[2:, :-1]])
+        same = len(shapes) == 1 or torch.equal(shapes[0], shapes[1])
+        number = _numbered(shapes)
         order = None if bool((number.diff() >= 0).all()) else number.argsort(stable=True)
         sizes = (number if order is None else number[order]).unique_consecutive(return_counts=True)[1]
         first = sizes.cumsum(0) - sizes
-        first = first if order is None else order[first]
-        m, n, *others = (column[first].tolist() for column in columns)
-        rows = sizes.tolist()
-        self.shapes = list(zip(m, n, *others, strict=True))
-        self.keys = _Side(theirs, order, list(zip(rows, n, strict=True)))
-        self.queries = self.keys if same else _Side(ours, order, list(zip(rows, m, strict=True)))
+        kinds = shapes[:, first if order is None else order[first]].T.tolist()
+        self.shapes = [tuple(kind) if len(kind) > 1 else (kind[0], kind[0]) for kind in kinds]
+        groups = list(zip(sizes.tolist(), self.shapes, strict=True))
+        self.queries = _Side(shapes[0], order, [(rows, shape[0]) for rows, shape in groups])
+        self.keys = self.queries if same else _Side(shapes[1], order, [(rows, shape[1]) for rows, shape in groups])
 
 
-def _numbered(columns: list[Tensor]) -> Tensor:
-    """Return a number `(B,)` for each row, by which rows stand in the order of their columns, equal where these are."""
-    number, *rest = columns
-    for column in rest:
+def _numbered(shapes: Tensor) -> Tensor:
+    """Return a number `(B,)` for each row: equal for rows of one shape, in the order of the shapes."""
+    number = shapes[0]
+    for column in shapes[1:]:
         base = column.amax() + 1 if len(column) else 1
         number = number.unique(return_inverse=True)[1] * base + column  # of the ranks: no overflow
     return number
@@ -147,12 +156,12 @@ def _numbered(columns: list[Tensor]) -> Tensor:
 class _Side:
     """The queries or the keys of a batch, group after group; rows that come in this order already are not moved."""
 
-    def __init__(self, offsets: Tensor, order: Tensor | None, shapes: list[tuple[int, int]]):
+    def __init__(self, lengths: Tensor, order: Tensor | None, shapes: list[tuple[int, int]]):
         self._shapes = shapes
         self._sizes = [rows * length for rows, length in shapes]
         self._order: Tensor | None = None
         if order is not None:
-            begins, lengths = offsets[:-1][order], offsets.diff()[order]
+            begins, lengths = (lengths.cumsum(0) - lengths)[order], lengths[order]
             shift = torch.repeat_interleave(begins - (lengths.cumsum(0) - lengths), lengths)
             self._order = shift + torch.arange(shift.shape[0])
 
@@ -183,29 +192,27 @@ def _outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, offsets: list[Tensor], counts: list[Tensor], mask: list[int],
-      scale: float) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, table: Tensor, mask: list[int], scale: float) -> tuple[Tensor, Tensor]:
     return _outputs(q, v)
 
 
 @_backward.register_fake
-def _(grad: Tensor, saved: list[Tensor], offsets: list[Tensor], counts: list[Tensor], mask: list[int],
+def _(grad: Tensor, saved: list[Tensor], table: Tensor, mask: list[int],
       scale: float) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in saved[:3])
     return dq, dk, dv
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, offsets, counts, ctx.mask, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, *output, *offsets, *counts)
+    q, k, v, table, ctx.mask, ctx.scale = inputs
+    ctx.save_for_backward(table, q, k, v, *output)
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx, grad: Tensor | None, grad_lse: Tensor | None):
-    q, k, v, out, lse, *rows = ctx.saved_tensors
-    others = [None] * 2, [None] * len(rows[2:]), None, None
     if grad is None and grad_lse is None:
-        return None, None, None, *others
+        return None, None, None, None, None, None
+    table, q, k, v, out, lse = ctx.saved_tensors
     width = q.shape[2]
     grad = torch.zeros_like(out) if grad is None else grad
     if grad_lse is not None:
@@ -213,8 +220,8 @@ def _autograd(ctx, grad: Tensor | None, grad_lse: Tensor | None):
         # in grad and of zeros in out makes it so
         grad = torch.cat([grad, grad_lse[..., None].to(grad.dtype)], -1)
         q, k, out, v = pad(q, (0, 1)), pad(k, (0, 1)), pad(out, (0, 1)), pad(v, (0, 1), value=1.0)
-    grads = _backward(grad, [q, k, v, out, lse], rows[:2], rows[2:], ctx.mask, ctx.scale)
-    return *(grads if grad_lse is None else (x[..., :width] for x in grads)), *others
+    grads = _backward(grad, [q, k, v, out, lse], table, ctx.mask, ctx.scale)
+    return *(grads if grad_lse is None else (x[..., :width] for x in grads)), None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
