@@ -28,7 +28,8 @@ FULL = Mask()
 
 
 def close(name: str) -> dict[str, float]:
-    return {"rtol": 0, "atol": 2e-6 if low_dtype(name) == torch.float32 else 4e-3}
+    """Tolerance of outputs and gradients of a few units; the budget of each is held elsewhere."""
+    return {"rtol": 0, "atol": 1e-5 if low_dtype(name) == torch.float32 else 1e-2}
 
 
 def offsets_of(lengths, device="cpu") -> Tensor:
@@ -49,6 +50,7 @@ def gradients(compute, *tensors: Tensor) -> list[Tensor]:
 @given(case=cases())
 def test_any_case_is_the_dense_computation(name, device, case):
     """In float64 to the last digits, where an implementation has no float64 in float16 within its budget."""
+    usable(name, NAMED["cross"], NAMED["cross"].tensors(low_dtype(name), device)[:3])  # hardly any case is plainer
     tensors = case.tensors(torch.float64, device)[:3]
     if unusable(name, call_of(case, tensors)) is not None:
         tensors = case.tensors(torch.float16, device)[:3]
@@ -57,8 +59,7 @@ def test_any_case_is_the_dense_computation(name, device, case):
         return
     lse = unusable(name, call_of(case, tensors, lse=True)) is None
     actual = run(name, case, tensors, lse=lse, scale=0.8)
-    plain = with_gradients(lambda q, k, v: dense(case, q, k, v, 0.8)[:1 + lse] if lse else
-                           dense(case, q, k, v, 0.8)[0], tensors)
+    plain = with_gradients(lambda q, k, v: dense(case, q, k, v, 0.8) if lse else dense(case, q, k, v, 0.8)[0], tensors)
     torch.testing.assert_close(vars(actual), vars(plain), rtol=1e-11, atol=1e-11)
 
 
@@ -266,7 +267,7 @@ def test_the_gradient_of_shared_queries_is_the_sum_over_rows(name, device):
     out, dq, dk, dv = gradients(lambda q, k, v: pooling_attention(q, k, v, offsets, implementation=name), q[0], k, v)
     each = gradients(lambda q, k, v: target_attention(q, k, v, offsets, implementation=name), q.contiguous(), k, v)
     for a, b in zip((out, dq, dk, dv), (each[0], each[1].float().sum(0).to(dq.dtype), *each[2:]), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-2 if name == "varlen" else 1e-5, atol=close(name)["atol"])
+        torch.testing.assert_close(a, b, **close(name))
     assert not out[1].any()  # an empty row
     assert dq.shape == q.shape[1:]
 
@@ -332,6 +333,23 @@ def test_no_candidates(name, device):
     assert out.shape == dq.shape == (0, 2, 8)
     assert not dk.any()
     assert not dv.any()
+
+
+def test_candidates_and_pooling_compile_once_for_all_lengths():
+    def loss(q, k, v, offsets, rows):
+        found = candidate_attention(q, k, v, offsets, rows)
+        return found.square().sum() + pooling_attention(q[:3], k, v, offsets).square().sum()
+
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    fresh = torch.compiler.config.patch(force_disable_caches=True)
+    with fresh, torch._dynamo.config.patch(error_on_recompile=True):
+        for keys, rows in (((5, 3, 0, 12, 4), (3, 0, 2, 3, 4, 0, 3)), ((4, 1, 9), (2, 2, 0, 1)), ((7, 30), (1, 0, 1))):
+            case = Case("", (1,) * len(rows), kv_lengths=keys, heads=4, kv_heads=2)
+            leaves = [x.requires_grad_() for x in case.tensors()[:3]]
+            given = offsets_of(keys), torch.tensor(rows)
+            eager = torch.autograd.grad(loss(*leaves, *given), leaves)
+            torch.testing.assert_close(torch.autograd.grad(compiled(*leaves, *given), leaves), eager)
 
 
 # --- arguments ---
