@@ -41,11 +41,13 @@ class Mask:
         for name, count in (("context", self.context), ("targets", self.targets)):
             if isinstance(count, int) and count < 0:
                 raise InvalidArgument(f"mask.{name}", "0 or more", count)
+        if self.window[1] == 0:  # the same by another name
+            object.__setattr__(self, "causal", True)
 
     @property
     def plain(self) -> bool:
         """Whether the mask is causal or nothing: what every implementation knows."""
-        return self.reach == (None, 0 if self.causal else None) and self.block is None and not self.per_row
+        return self.reach in ((None, None), (None, 0)) and self.block is None and not self.per_row
 
     @property
     def per_row(self) -> bool:

@@ -30,6 +30,8 @@ def unusable(call: Call) -> str | None:
     """Serve CUDA tensors in single and half precision, widths up to 256, where Triton is installed."""
     if call.device.type != "cuda" and not _INTERPRETED:
         return f"needs a CUDA device, got {call.device.type}"
+    if _INTERPRETED and call.dtype == torch.bfloat16:
+        return "needs float32 or float16 under Triton's interpreter, whose products of bfloat16 are wrong"
     if call.dtype not in _DTYPES:
         return f"needs float32, bfloat16 or float16, got {call.dtype}"
     if not 1 <= call.value_width <= 256 or call.width > 256:
@@ -106,7 +108,7 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("serrate::jagged_attention_triton", mutates_args=())
-def _forward(q: Tensor, k: Tensor, v: Tensor, index: list[Tensor | None], numbers: list[int],
+def _forward(q: Tensor, k: Tensor, v: Tensor, index: list[Tensor], numbers: list[int],
              factors: list[float]) -> tuple[Tensor, Tensor]:
     """Return the output and the log-sum-exp of `_compute`; the plan, no tensor, is made again for the gradients."""
     out, logsumexp, _ = _compute(q, k, v, from_arguments(index, numbers, factors))
@@ -114,7 +116,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, index: list[Tensor | None], number
 
 
 @torch.library.custom_op("serrate::jagged_attention_triton_backward", mutates_args=())
-def _backward(grads: list[Tensor | None], saved: list[Tensor], index: list[Tensor | None], numbers: list[int],
+def _backward(grads: list[Tensor | None], saved: list[Tensor], index: list[Tensor], numbers: list[int],
               factors: list[float]) -> tuple[Tensor, Tensor, Tensor]:
     from .plan import make_plan
 
@@ -123,13 +125,13 @@ def _backward(grads: list[Tensor | None], saved: list[Tensor], index: list[Tenso
 
 
 @_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, index: list[Tensor | None], numbers: list[int],
+def _(q: Tensor, k: Tensor, v: Tensor, index: list[Tensor], numbers: list[int],
       factors: list[float]) -> tuple[Tensor, Tensor]:
     return _outputs(q, v)
 
 
 @_backward.register_fake
-def _(grads: list[Tensor | None], saved: list[Tensor], index: list[Tensor | None], numbers: list[int],
+def _(grads: list[Tensor | None], saved: list[Tensor], index: list[Tensor], numbers: list[int],
       factors: list[float]) -> tuple[Tensor, Tensor, Tensor]:
     return _gradients(*saved[:3])
 

@@ -173,10 +173,28 @@ def _key_block(k, v, dk, dv, q_source, grad, lse_source, delta_source, keys, row
     return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
 
 
+@triton.jit
+def _head_of_queries(k, v, dk, dv, q_source, grad, lse, delta, keys, row, blocks, h, H, begin, ends, strides, scale,
+                     dropped, events, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+                     BM: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr, DROP: tl.constexpr):
+    """Add what the queries of one head give."""
+    b0, b1, u0, u1 = blocks
+    for i in range(u0, u1):
+        dk, dv = _key_block(k, v, dk, dv, q_source, grad, lse, delta, keys, row, i * BM, h, H, begin, ends, strides,
+                            scale, dropped, events, D, DV, BD, BDV, BM, True, KIND, HOW, DROP)
+    for i in range(0, b1 - b0 - (u1 - u0)):
+        m = b0 + i
+        if m >= u0:
+            m += u1 - u0
+        dk, dv = _key_block(k, v, dk, dv, q_source, grad, lse, delta, keys, row, m * BM, h, H, begin, ends, strides,
+                            scale, dropped, events, D, DV, BD, BDV, BM, False, KIND, HOW, DROP)
+    return dk, dv
+
+
 @triton.jit(do_not_specialize=["T", "count"])
-def _backward_kv(q_source, k_source, v_source, grad, lse, delta, dk_target, dv_target, plan, count, T, scale, H, strides,
-                 limits, counts, dropped, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
-                 BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
+def _backward_kv(q_source, k_source, v_source, grad, lse, delta, dk_target, dv_target, plan, count, T, scale, H,
+                 strides, limits, counts, dropped, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
+                 BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """The gradients of the keys and values of a tile, from the one range of queries that can see them."""
     MASK: tl.constexpr = KIND[0]
     GROUP: tl.constexpr = KIND[4]
@@ -186,7 +204,7 @@ def _backward_kv(q_source, k_source, v_source, grad, lse, delta, dk_target, dv_t
         return
     mask = sizes_of_row(limits, counts, row, length, KIND[3])
     keys = first + tl.arange(0, BN)
-    b0, b1, u0, u1 = query_blocks(first, tl.minimum(first + BN, length) - 1, mask, m_row, length, BM, MASK)
+    blocks = query_blocks(first, tl.minimum(first + BN, length) - 1, mask, m_row, length, BM, MASK)
     k = load_rows(k_source, begin + first, g, strides[4], strides[5], begin + length, D, BD, BN, False, False)
     v = load_rows(v_source, begin + first, g, strides[7], strides[8], begin + length, DV, BDV, BN, False, False)
     dk = tl.zeros([BN, BD], tl.float32)
@@ -197,19 +215,15 @@ def _backward_kv(q_source, k_source, v_source, grad, lse, delta, dk_target, dv_t
     if KIND[2]:
         q_source += tl.cast(row, tl.int64) * strides[0]
     ends = (m_row, length - m_row)
-    for member in range(GROUP):
-        h = g * GROUP + member
-        of_row = tl.cast(h, tl.int64) * T + other
-        for i in range(u0, u1):
-            dk, dv = _key_block(k, v, dk, dv, q_source, grad, lse + of_row, delta + of_row, keys, mask, i * BM,
-                                h, H, other, ends, strides, scale, dropped, events, D, DV, BD, BDV, BM, True, KIND,
-                                HOW, DROP)
-        for i in range(0, b1 - b0 - (u1 - u0)):
-            m = b0 + i
-            if m >= u0:
-                m += u1 - u0
-            dk, dv = _key_block(k, v, dk, dv, q_source, grad, lse + of_row, delta + of_row, keys, mask, m * BM,
-                                h, H, other, ends, strides, scale, dropped, events, D, DV, BD, BDV, BM, False, KIND,
-                                HOW, DROP)
+    if GROUP == 1:  # no loop, which would cost registers
+        of_row = tl.cast(g, tl.int64) * T + other
+        dk, dv = _head_of_queries(k, v, dk, dv, q_source, grad, lse + of_row, delta + of_row, keys, mask, blocks, g, H,
+                                  other, ends, strides, scale, dropped, events, D, DV, BD, BDV, BM, KIND, HOW, DROP)
+    else:
+        for h in range(g * GROUP, g * GROUP + GROUP):
+            of_row = tl.cast(h, tl.int64) * T + other
+            dk, dv = _head_of_queries(k, v, dk, dv, q_source, grad, lse + of_row, delta + of_row, keys, mask, blocks, h,
+                                      H, other, ends, strides, scale, dropped, events, D, DV, BD, BDV, BM, KIND, HOW,
+                                      DROP)
     store_rows(dk_target, dk * (scale * LN_2), begin + first, g, H // GROUP, begin + length, D, BD, BN)
     store_rows(dv_target, dv, begin + first, g, H // GROUP, begin + length, DV, BDV, BN)

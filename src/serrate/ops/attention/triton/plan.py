@@ -44,7 +44,7 @@ class Tiling:
 
 def block_width(width: int) -> int:
     """Return the power of two, 16 or more, that holds a head's `width`."""
-    return max(16, triton.next_power_of_2(width))
+    return max(16, 1 << (width - 1).bit_length())
 
 
 def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
@@ -54,7 +54,7 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     if q.dtype == torch.float32:  # products without matrix unit hold their operands in registers
         size = Sizes(*((32, 32, 4, 1) if width <= 64 else (32, 16, 4, 1) if width == 128 else (16, 16, 4, 1)))
         return Tiling(heads_first, size, size, size)
-    tma = width in (64, 128)
+    tma = width in (64, 128) and k.shape[0] >= 4096  # below, describing tensors takes the host longer than it saves
     if problem.dense and q.shape[1] <= 64 and width <= 128 and rows * k.shape[1] >= 256:  # enough to fill a device
         return _few_queries(q, k, tma)
     if width <= 64:
@@ -81,9 +81,10 @@ def _short_rows(problem: Problem, q: Tensor, k: Tensor, width: int) -> tuple[Siz
 def _few_queries(q: Tensor, k: Tensor, tma: bool) -> Tiling:
     """Return the sizes for up to 64 dense queries a row, which one tile holds."""
     tile = min(64, block_width(q.shape[1]))
-    warps = 4 if tile == 64 else 2
-    few = Sizes(tile, 64, 4, 2, tma) if q.shape[2] == k.shape[1] else None
-    return Tiling(True, Sizes(tile, 64, warps, 3, tma), Sizes(tile, 64, 4, 2, tma), Sizes(64, tile, 4, 2, tma), few=few)
+    forward = {16: Sizes(16, 64, 1, 3), 32: Sizes(32, 32, 1, 4), 64: Sizes(64, 32, 4, 4)}[tile]
+    few = Sizes(tile, 64, 4, 2, tma) if tile == 64 else Sizes(tile, 64, 4, 3)
+    keys = Sizes(64, tile, 4, 2, tma)
+    return Tiling(True, forward, Sizes(tile, 64, 4, 2, tma), keys, few=few if q.shape[2] == k.shape[1] else None)
 
 
 def descriptor(x: Tensor, block: int) -> TensorDescriptor:
@@ -128,7 +129,7 @@ def _cut(problem: Problem, of_queries: bool, events: tuple[int, int], dense: int
     """Cut the rows of queries or of keys; `events` of both; `dense`: queries a row where they are dense, else 0."""
     rows = problem.keys.shape[0] - 1
     own, other = (problem.queries, problem.keys) if of_queries else (problem.keys, problem.queries)
-    count = rows * triton.cdiv(dense, tile) if own is None else events[not of_queries] // tile + rows
+    count = rows * -(-dense // tile) if own is None else events[not of_queries] // tile + rows
     plan = problem.keys.new_empty((3 if problem.self_attention else 6, count), dtype=torch.int32)
     if count and rows:
         _plan_tiles[(rows,)](own, other, plan, count, events[not of_queries], events[of_queries], dense, tile,

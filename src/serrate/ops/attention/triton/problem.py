@@ -62,19 +62,21 @@ class Problem:
         """The seed, the number below which a hash means that a weight is dropped, the factor of those that stay."""
         return self.seed, threshold(self.dropout), 1 / (1 - self.dropout)
 
-    def as_arguments(self) -> tuple[list[Tensor | None], list[int], list[float]]:
+    def as_arguments(self) -> tuple[list[Tensor], list[int], list[float]]:
         """Return the same as types that an operator takes; see `from_arguments`."""
         shape = _SELF if self.queries is self.keys else _DENSE if self.dense else _CROSS
-        queries = self.queries if shape == _CROSS else None
-        index = [self.keys, queries, self.context, self.targets, self.seed]
-        return index, [shape, self.kind, *self.limits, int(self.with_lse)], [self.scale, self.dropout]
+        index = [self.queries if shape == _CROSS else None, self.context, self.targets, self.seed]
+        there = [int(each is not None) for each in index]
+        given = [self.keys, *(each for each in index if each is not None)]
+        return given, [shape, self.kind, *self.limits, int(self.with_lse), *there], [self.scale, self.dropout]
 
 
-def from_arguments(index: list[Tensor | None], numbers: list[int], factors: list[float]) -> Problem:
+def from_arguments(given: list[Tensor], numbers: list[int], factors: list[float]) -> Problem:
     """Return the problem that `as_arguments` took apart."""
-    keys, queries, context, targets, seed = index
-    assert keys is not None
-    shape, kind, left, right, block, with_lse = numbers
+    keys, *others = given
+    shape, kind, left, right, block, with_lse, *there = numbers
+    following = iter(others)
+    queries, context, targets, seed = (next(following) if each else None for each in there)
     scale, dropout = factors
     return Problem(keys if shape == _SELF else queries, keys, context, targets, seed, kind, (left, right, block),
                    scale, dropout, bool(with_lse))

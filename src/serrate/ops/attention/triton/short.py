@@ -22,7 +22,7 @@ def launch(inputs: Sequence[Tensor], problem: Problem, sizes: Sizes, plan: Tenso
     """Fill the results, output `(T, H, Dv)` and log-sum-exp `(H, T)` in base 2, from q, k and v."""
     numbers = _numbers(inputs, problem, sizes)
     events, heads = inputs[0].shape[:2]
-    _forward[(triton.cdiv(events, sizes.tile) * heads,)](
+    _forward[(-(-events // sizes.tile) * heads,)](
         *inputs, *results, plan, *numbers, num_warps=sizes.warps, num_stages=sizes.stages)
 
 
@@ -32,7 +32,7 @@ def launch_backward(grad: Tensor, inputs: Sequence[Tensor], problem: Problem, si
     numbers = _numbers(inputs, problem, sizes)
     events, heads = inputs[0].shape[:2]
     out, logsumexp = results
-    _backward[(triton.cdiv(events, sizes.tile) * heads,)](
+    _backward[(-(-events // sizes.tile) * heads,)](
         *inputs, out, grad, logsumexp, plan, *gradients, *numbers, num_warps=sizes.warps, num_stages=sizes.stages)
 
 

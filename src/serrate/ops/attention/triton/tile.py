@@ -24,9 +24,10 @@ def precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def strides(*tensors: Tensor) -> tuple[int, ...]:
-    """Return the strides of each tensor `(T, H, D)` over events and heads, before them 0 or those over dense rows."""
-    return tuple(stride for x in tensors for stride in ((0,) * (4 - x.dim()) + x.stride())[:3])
+def strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:
+    """Return the strides of q, k and v over dense rows (0 where there are none), events and heads."""
+    dense = q.stride()[:3] if q.dim() == 4 else (0, *q.stride()[:2])
+    return *dense, 0, *k.stride()[:2], 0, *v.stride()[:2]
 
 
 @triton.jit
@@ -174,13 +175,16 @@ def key_blocks(first, last, row, BN: tl.constexpr, MASK: tl.constexpr):
     _, inner_high = span(first, row, MASK)
     b0 = low // BN
     b1 = tl.maximum(tl.cdiv(high, BN), b0)
+    if MASK == 2:  # context from the first near block on is seen with that
+        context = tl.cdiv(row[3], BN)
+        b1 = tl.where(b0 < context, tl.maximum(b1, context), b1)
     u0 = tl.minimum(tl.maximum(tl.cdiv(inner_low, BN), b0), b1)
     u1 = tl.maximum(tl.minimum(inner_high // BN, b1), u0)
     before = u0 * 0
     c0 = b1
     c1 = b1
     if MASK == 2:
-        before = tl.minimum(tl.cdiv(row[3], BN), b0)
+        before = tl.minimum(context, b0)
         own = last >= row[4]  # targets see themselves
         c0 = tl.where(own, tl.maximum(tl.maximum(first, row[4]) // BN, b1), b1)
         c1 = tl.where(own, tl.maximum(last // BN + 1, c0), b1)

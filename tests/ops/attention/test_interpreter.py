@@ -1,0 +1,29 @@
+"""The Triton kernels on the CPU: the conformance suite's small cases under Triton's interpreter.
+
+The interpreter is chosen when Triton is imported, so the cases run in a process of their own. Half precision is float16:
+products of bfloat16 are wrong there.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from serrate.ops.attention.cases import CASES
+
+SUITE = Path(__file__).with_name("test_attention.py")
+MOST = 120  # keys times heads: an interpreted case of this size takes one or two seconds
+SMALL = [case for case in CASES if case.width <= 64 and case.heads * sum(case.kv_lengths or case.lengths) <= MOST]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton has no package for this system")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_small_cases_keep_the_numerics_promise(dtype):
+    ids = [f"{SUITE}::test_named_cases_keep_the_numerics_promise[triton-{case.name}-{dtype}-cpu]" for case in SMALL]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", *ids]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(SMALL)} passed" in done.stdout, done.stdout  # none skipped: the interpreter did serve
