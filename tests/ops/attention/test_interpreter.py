@@ -1,7 +1,7 @@
 """The Triton kernels on the CPU: the conformance suite's small cases under Triton's interpreter.
 
-The interpreter is chosen when Triton is imported, so the cases run in a process of their own. Half precision is float16:
-products of bfloat16 are wrong there.
+The interpreter is chosen when Triton is imported, so the cases run in a process of their own. Half precision is
+float16, as products of bfloat16 are wrong there.
 """
 
 import os

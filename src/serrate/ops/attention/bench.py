@@ -95,7 +95,7 @@ def milliseconds(run: Callable[[], Any], device: str = "cuda", seconds: float = 
     if device == "cuda":
         from triton.testing import do_bench  # pyright: ignore[reportMissingImports]
 
-        return do_bench(run, warmup=20, rep=80, return_mode="median")
+        return float(do_bench(run, warmup=20, rep=80, return_mode="median"))  # pyright: ignore[reportArgumentType]
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or (time.perf_counter() < end and len(times) < 20):

@@ -55,14 +55,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -
 def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor, "Plan"]:
     """Return the output, the log-sum-exp `(H, T)` in base 2, and the plan of the tiles."""
     from . import forward, short
-    from .plan import make_plan
+    from .plan import Plan
 
     out, logsumexp = _outputs(q, v)
-    plan = make_plan(problem, q, k, v)
+    plan = Plan(problem, q, k, v)
     if out.numel():
         inputs, results = (_unit_stride(q), _unit_stride(k), _unit_stride(v)), (out, logsumexp)
         if plan.tiling.short:
-            short.launch(inputs, problem, plan.tiling.short[0], plan.queries, results)
+            short.launch(inputs, problem, plan, results)
+        elif plan.tiling.hopper[0]:
+            from .hopper import forward as on_hopper
+
+            on_hopper.launch(inputs, problem, plan, results)
         else:
             forward.launch(inputs, problem, plan, results)
     return out, logsumexp, plan
@@ -84,9 +88,13 @@ def _compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequen
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     inputs = (_unit_stride(q), _unit_stride(k), _unit_stride(v))
     if plan.tiling.short:
-        short.launch_backward(grad, inputs, problem, plan.tiling.short[1], plan.queries, results, gradients)
+        short.launch_backward((grad, grad_lse), inputs, problem, plan, results, gradients)
     elif plan.tiling.few:
         few.launch((grad, grad_lse), inputs, problem, plan.tiling.few, results, gradients)
+    elif plan.tiling.hopper[1]:
+        from .hopper import backward as on_hopper
+
+        on_hopper.launch((grad, grad_lse), inputs, problem, plan, results, gradients)
     else:
         backward.launch((grad, grad_lse), inputs, problem, plan, results, gradients)
     return gradients
@@ -118,10 +126,10 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, index: list[Tensor], numbers: list
 @torch.library.custom_op("serrate::jagged_attention_triton_backward", mutates_args=())
 def _backward(grads: list[Tensor | None], saved: list[Tensor], index: list[Tensor], numbers: list[int],
               factors: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-    from .plan import make_plan
+    from .plan import Plan
 
     problem = from_arguments(index, numbers, factors)
-    return _compute_gradients((grads[0], grads[1]), saved, problem, make_plan(problem, *saved[:3]))
+    return _compute_gradients((grads[0], grads[1]), saved, problem, Plan(problem, *saved[:3]))
 
 
 @_forward.register_fake

@@ -1,6 +1,5 @@
 """The backward kernels of jagged attention: gradients of queries, and of keys and values, each written once."""
 
-# pyright: reportMissingImports=false, reportIndexIssue=false
 # ruff: noqa: N803, N806
 
 from collections.abc import Sequence
@@ -47,20 +46,24 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     groups = k.shape[1]
     delta = torch.empty_like(logsumexp)
     heads_first = plan.tiling.heads_first
-    sizes, count = plan.tiling.queries, plan.queries.shape[1]
+    sizes = plan.tiling.queries
+    tiles = plan.queries(sizes.tile)
+    count = tiles.shape[1]
     kind = (problem.kind, problem.self_attention, problem.dense, problem.per_row, heads // groups)
     numbers = (logsumexp.shape[1], problem.scale * LOG2_E.value, heads, strides(q, k, v), problem.limits,
                problem.counts, problem.dropped, width, v.shape[2], block_width(width), block_width(v.shape[2]))
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _backward_q[(count * heads,)](
-        q, *keys, out, grad, logsumexp, grad_lse, delta, dq, plan.queries, count, *numbers,
+        q, *keys, out, grad, logsumexp, grad_lse, delta, dq, tiles, count, *numbers,
         sizes.tile, sizes.block, kind, (precision(), tma, heads_first), num_warps=sizes.warps, num_stages=sizes.stages)
-    sizes, count = plan.tiling.keys, plan.keys.shape[1]
+    sizes = plan.tiling.keys
+    tiles = plan.keys(sizes.tile)
+    count = tiles.shape[1]
     tma = sizes.tma and not problem.dense and describable(q, grad)
     queries = (descriptor(q, sizes.block), descriptor(grad, sizes.block)) if tma else (q, grad)
     _backward_kv[(count * groups,)](
-        queries[0], k, v, queries[1], logsumexp, delta, dk, dv, plan.keys, count, *numbers,
+        queries[0], k, v, queries[1], logsumexp, delta, dk, dv, tiles, count, *numbers,
         sizes.block, sizes.tile, kind, (precision(), tma, heads_first), num_warps=sizes.warps,
         num_stages=sizes.stages)
 

@@ -4,7 +4,6 @@ A program owns a row and a head: it goes through the keys once, stores the gradi
 the queries, so that five products do where two kernels need seven.
 """
 
-# pyright: reportMissingImports=false, reportIndexIssue=false
 # ruff: noqa: N803, N806
 
 from collections.abc import Sequence

@@ -1,6 +1,5 @@
 """The forward kernel of jagged attention."""
 
-# pyright: reportMissingImports=false, reportIndexIssue=false
 # ruff: noqa: N803, N806
 
 from collections.abc import Sequence
@@ -37,11 +36,13 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     """
     q, k, v = inputs
     heads, width = q.shape[-2:]
-    sizes, count = plan.tiling.forward, plan.queries.shape[1]
+    sizes = plan.tiling.forward
+    tiles = plan.queries(sizes.tile)
+    count = tiles.shape[1]
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _forward[(count * heads,)](
-        q, *keys, *results, plan.queries, count, results[1].shape[1], problem.scale * LOG2_E.value,
+        q, *keys, *results, tiles, count, results[1].shape[1], problem.scale * LOG2_E.value,
         heads, strides(q, k, v), problem.limits, problem.counts, problem.dropped, width, v.shape[2],
         block_width(width), block_width(v.shape[2]), sizes.tile, sizes.block,
         (problem.kind, problem.self_attention, problem.dense, problem.per_row, heads // k.shape[1]),

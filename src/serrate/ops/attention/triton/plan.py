@@ -1,9 +1,9 @@
 """How the rows of a call are cut into tiles, and which sizes of tiles serve it."""
 
-# pyright: reportMissingImports=false, reportIndexIssue=false
 # ruff: noqa: N803
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -12,6 +12,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .problem import FULL, GENERAL, Problem
+
+WORTH_DESCRIBING = 4096  # events, below which describing tensors to the copy engine takes longer than it saves
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Tiling:
 
     heads_first: the heads of one tile run side by side; else all tiles of one head do, which keeps long rows in cache.
     short: of the kernels for short rows, forward and backward, in place of the others; few: of the one backward pass
-    for few dense queries a row, in place of `queries` and `keys`. The tile of `queries` is that of `forward`.
+    for few dense queries a row, in place of `queries` and `keys`; hopper: whether forward is that of `hopper`, and
+    whether backward is too.
     """
 
     heads_first: bool
@@ -40,6 +43,7 @@ class Tiling:
     keys: Sizes
     short: tuple[Sizes, Sizes] | None = None
     few: Sizes | None = None
+    hopper: tuple[bool, bool] = (False, False)
 
 
 def block_width(width: int) -> int:
@@ -54,20 +58,23 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     if q.dtype == torch.float32:  # products without matrix unit hold their operands in registers
         size = Sizes(*((32, 32, 4, 1) if width <= 64 else (32, 16, 4, 1) if width == 128 else (16, 16, 4, 1)))
         return Tiling(heads_first, size, size, size)
-    tma = width in (64, 128) and k.shape[0] >= 4096  # below, describing tensors takes the host longer than it saves
+    tma = width in (64, 128) and k.shape[0] >= WORTH_DESCRIBING
     if problem.dense and q.shape[1] <= 64 and width <= 128 and rows * k.shape[1] >= 256:  # enough to fill a device
         return _few_queries(q, k, tma)
+    short = _short_rows(problem, q, k, width) if width <= 64 else None
+    hopper = tma and not short and problem.plain and on_hopper(q, k, v)
     if width <= 64:
-        size = Sizes(64, 32, 4, 3, tma)
-        return Tiling(heads_first, Sizes(64, 64, 4, 3, tma and problem.kind != FULL), size, size,
-                      _short_rows(problem, q, k, width))
+        forward, size = Sizes(64, 64, 4, 3, tma and problem.kind != FULL), Sizes(64, 32, 4, 3, tma)
+        return Tiling(heads_first, forward, size, size, short, hopper=(hopper, False))
     if width == 128:
         forward, queries, keys = Sizes(128, 64, 4, 2, tma), Sizes(128, 64, 8, 3, tma), Sizes(64, 64, 4, 2, tma)
+        if hopper and heads_first:
+            forward = Sizes(64, 64, 4, 2)
         if problem.kind == GENERAL:
             forward = Sizes(128, 64, 8, 2, tma)
     else:
         forward, queries, keys = Sizes(64, 32, 4, 2), Sizes(64, 32, 8, 2), Sizes(64, 32, 8, 2)
-    return Tiling(heads_first, forward, queries, keys)
+    return Tiling(heads_first, forward, queries, keys, hopper=(hopper, hopper and q.shape[1] == k.shape[1]))
 
 
 def _short_rows(problem: Problem, q: Tensor, k: Tensor, width: int) -> tuple[Sizes, Sizes] | None:
@@ -94,47 +101,64 @@ def descriptor(x: Tensor, block: int) -> TensorDescriptor:
 
 def describable(*tensors: Tensor) -> bool:
     """Whether the copy engine can read every one of them: addresses and strides in multiples of 16 bytes."""
-    return all(x.is_cuda and x.shape[0] > 0 and x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
-               and x.stride(1) * x.element_size() % 16 == 0 for x in tensors)
+    return all(x.is_cuda and x.shape[0] > 0 and x.stride(-1) == 1 and x.data_ptr() % 16 == 0
+               and x.stride(0) * x.element_size() % 16 == 0 and x.stride(1) * x.element_size() % 16 == 0
+               for x in tensors)
 
 
-@dataclass(frozen=True)
+def on_hopper(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernels in `hopper` take these, q `(T, H, D)`: both widths 33 to 64, or both 65 to 128."""
+    return block_width(q.shape[2]) == block_width(v.shape[2]) and describable(q, k, v) and _has_gluon(q.device)
+
+
+@lru_cache
+def _has_gluon(device: torch.device) -> bool:
+    """Whether the device is a Hopper and Triton's Gluon the one that `hopper` is written in."""
+    return torch.cuda.get_device_capability(device) == (9, 0) and triton.__version__.startswith("3.6.")
+
+
 class Plan:
-    """Where the tiles of queries and of keys are, int32 `(6, count)` or `(3, count)`: see `_plan_tiles`.
+    """How the rows of one call are cut: the sizes, and on the device, made when first asked for, the tiles.
 
-    For short rows `(2, T)`: see `_plan_events`.
+    queries, keys: int32 `(6, count)` or `(3, count)`, see `_plan_tiles`; events: int32 `(2, T)`, see `_plan_events`.
     """
 
-    tiling: Tiling
-    queries: Tensor
-    keys: Tensor
+    def __init__(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor):
+        self.tiling = tiling(problem, q, k, v)
+        self._problem = problem
+        self._dense = q.shape[1] if problem.dense else 0
+        self._events = q.shape[0] * (self._dense or 1), k.shape[0]
+        self._made: dict[tuple[bool, int], Tensor] = {}
 
+    def queries(self, tile: int) -> Tensor:
+        """Return the tiles of so many queries."""
+        return self._cut(True, tile)
 
-def make_plan(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Plan:
-    """Return the plan for q `(T, H, D)` or `(B, K, H, D)`, k `(S, G, D)` and v `(S, G, Dv)`."""
-    sizes = tiling(problem, q, k, v)
-    if sizes.short:
-        tiles = problem.keys.new_empty((2, q.shape[0]), dtype=torch.int32)
-        _plan_events[(problem.keys.shape[0] - 1,)](problem.keys, tiles, q.shape[0], STEP=32, num_warps=1)
-        return Plan(sizes, tiles, tiles)
-    dense = q.shape[1] if problem.dense else 0
-    events = q.shape[0] * (dense or 1), k.shape[0]
-    queries = _cut(problem, True, events, dense, sizes.forward.tile)
-    if sizes.few or (problem.self_attention and sizes.keys.tile == sizes.forward.tile):
-        return Plan(sizes, queries, queries)
-    return Plan(sizes, queries, _cut(problem, False, events, dense, sizes.keys.tile))
+    def keys(self, tile: int) -> Tensor:
+        """Return the tiles of so many keys."""
+        return self._cut(self._problem.self_attention, tile)
 
+    def events(self) -> Tensor:
+        """Return where the row of every event begins and ends."""
+        if (True, 0) not in self._made:
+            offsets, events = self._problem.keys, self._events[0]
+            self._made[True, 0] = offsets.new_empty((2, events), dtype=torch.int32)
+            _plan_events[(offsets.shape[0] - 1,)](offsets, self._made[True, 0], events, STEP=32, num_warps=1)
+        return self._made[True, 0]
 
-def _cut(problem: Problem, of_queries: bool, events: tuple[int, int], dense: int, tile: int) -> Tensor:
-    """Cut the rows of queries or of keys; `events` of both; `dense`: queries a row where they are dense, else 0."""
-    rows = problem.keys.shape[0] - 1
-    own, other = (problem.queries, problem.keys) if of_queries else (problem.keys, problem.queries)
-    count = rows * -(-dense // tile) if own is None else events[not of_queries] // tile + rows
-    plan = problem.keys.new_empty((3 if problem.self_attention else 6, count), dtype=torch.int32)
-    if count and rows:
-        _plan_tiles[(rows,)](own, other, plan, count, events[not of_queries], events[of_queries], dense, tile,
-                             problem.self_attention, STEP=32, num_warps=1)
-    return plan
+    def _cut(self, of_queries: bool, tile: int) -> Tensor:
+        if (of_queries, tile) in self._made:
+            return self._made[of_queries, tile]
+        problem, rows = self._problem, self._problem.keys.shape[0] - 1
+        own, other = (problem.queries, problem.keys) if of_queries else (problem.keys, problem.queries)
+        events, others = self._events if of_queries else self._events[::-1]
+        count = rows * -(-self._dense // tile) if own is None else events // tile + rows
+        plan = problem.keys.new_empty((3 if problem.self_attention else 6, count), dtype=torch.int32)
+        if count and rows:
+            _plan_tiles[(rows,)](own, other, plan, count, events, others, self._dense, tile, problem.self_attention,
+                                 STEP=32, num_warps=1)
+        self._made[of_queries, tile] = plan
+        return plan
 
 
 @triton.jit

@@ -30,7 +30,6 @@ class Problem:
     limits: tuple[int, int, int]
     scale: float
     dropout: float
-    with_lse: bool
 
     @property
     def dense(self) -> bool:
@@ -50,7 +49,7 @@ class Problem:
     @property
     def plain(self) -> bool:
         """Whether this is self-attention, causal or not, with nothing else asked for."""
-        return self.self_attention and self.kind != GENERAL and self.seed is None and not self.with_lse
+        return self.self_attention and self.kind != GENERAL and self.seed is None
 
     @property
     def counts(self) -> tuple[Tensor | None, Tensor | None]:
@@ -68,18 +67,18 @@ class Problem:
         index = [self.queries if shape == _CROSS else None, self.context, self.targets, self.seed]
         there = [int(each is not None) for each in index]
         given = [self.keys, *(each for each in index if each is not None)]
-        return given, [shape, self.kind, *self.limits, int(self.with_lse), *there], [self.scale, self.dropout]
+        return given, [shape, self.kind, *self.limits, *there], [self.scale, self.dropout]
 
 
 def from_arguments(given: list[Tensor], numbers: list[int], factors: list[float]) -> Problem:
     """Return the problem that `as_arguments` took apart."""
     keys, *others = given
-    shape, kind, left, right, block, with_lse, *there = numbers
+    shape, kind, left, right, block, *there = numbers
     following = iter(others)
     queries, context, targets, seed = (next(following) if each else None for each in there)
     scale, dropout = factors
     return Problem(keys if shape == _SELF else queries, keys, context, targets, seed, kind, (left, right, block),
-                   scale, dropout, bool(with_lse))
+                   scale, dropout)
 
 
 def make_problem(rows: Rows, settings: Settings, scale: float) -> Problem:
@@ -94,4 +93,4 @@ def make_problem(rows: Rows, settings: Settings, scale: float) -> Problem:
     kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
     left, right, block = (NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
     return Problem(rows.queries, rows.keys, context, targets, settings.seed, kind, (left, right, block), scale,
-                   settings.dropout, settings.with_lse)
+                   settings.dropout)

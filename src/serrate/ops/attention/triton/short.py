@@ -4,7 +4,6 @@ A tile works through the one range of events that its rows span and masks by the
 a single one, which gives all gradients. Half precision, heads up to 64 wide, self-attention, causal or not.
 """
 
-# pyright: reportMissingImports=false, reportIndexIssue=false
 # ruff: noqa: N803
 
 from collections.abc import Sequence
@@ -13,27 +12,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .plan import Sizes, block_width
+from .plan import Plan, Sizes, block_width
 from .problem import CAUSAL, Problem
 from .tile import LN_2, LOG2_E, load_rows, store_rows, strides
 
 
-def launch(inputs: Sequence[Tensor], problem: Problem, sizes: Sizes, plan: Tensor, results: Sequence[Tensor]) -> None:
+def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequence[Tensor]) -> None:
     """Fill the results, output `(T, H, Dv)` and log-sum-exp `(H, T)` in base 2, from q, k and v."""
+    sizes = _sizes(plan, 0)
     numbers = _numbers(inputs, problem, sizes)
     events, heads = inputs[0].shape[:2]
     _forward[(-(-events // sizes.tile) * heads,)](
-        *inputs, *results, plan, *numbers, num_warps=sizes.warps, num_stages=sizes.stages)
+        *inputs, *results, plan.events(), *numbers, num_warps=sizes.warps, num_stages=sizes.stages)
 
 
-def launch_backward(grad: Tensor, inputs: Sequence[Tensor], problem: Problem, sizes: Sizes, plan: Tensor,
+def launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: Plan,
                     results: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Fill the gradients of q, k and v; `grad` of the output is contiguous."""
+    """Fill the gradients of q, k and v; `grads` of output and log-sum-exp are contiguous."""
+    sizes = _sizes(plan, 1)
     numbers = _numbers(inputs, problem, sizes)
     events, heads = inputs[0].shape[:2]
     out, logsumexp = results
     _backward[(-(-events // sizes.tile) * heads,)](
-        *inputs, out, grad, logsumexp, plan, *gradients, *numbers, num_warps=sizes.warps, num_stages=sizes.stages)
+        *inputs, out, *grads, logsumexp, plan.events(), *gradients, *numbers, num_warps=sizes.warps,
+        num_stages=sizes.stages)
+
+
+def _sizes(plan: Plan, which: int) -> Sizes:
+    assert plan.tiling.short is not None
+    return plan.tiling.short[which]
 
 
 def _numbers(inputs: Sequence[Tensor], problem: Problem, sizes: Sizes) -> tuple:
@@ -104,7 +111,7 @@ def _forward(q_source, k_source, v_source, out, lse, plan, T, scale, H, strides,
 
 
 @triton.jit(do_not_specialize=["T"])
-def _backward(q_source, k_source, v_source, out, grad, lse_source, plan, dq_target, dk_target, dv_target, T,
+def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, plan, dq_target, dk_target, dv_target, T,
               scale, H, strides, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
               BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr):
     """All gradients of BM packed events in one pass over the one range of events that their rows span."""
@@ -120,6 +127,9 @@ def _backward(q_source, k_source, v_source, out, grad, lse_source, plan, dq_targ
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     lse_source += tl.cast(h, tl.int64) * T
     lse = tl.load(lse_source + rows, mask=rows < T, other=0.0)
+    if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
+        grad_lse += tl.cast(h, tl.int64) * T
+        delta -= tl.load(grad_lse + rows, mask=rows < T, other=0.0) * LOG2_E
     dq = tl.zeros([BM, BD], tl.float32)
     dk = tl.zeros([BM, BD], tl.float32)
     dv = tl.zeros([BM, BDV], tl.float32)
@@ -133,6 +143,8 @@ def _backward(q_source, k_source, v_source, out, grad, lse_source, plan, dq_targ
         o_n = load_rows(out, at, h, H * DV, DV, end, DV, BDV, BN, True, False)
         delta_n = tl.sum(o_n.to(tl.float32) * do_n.to(tl.float32), 1)
         lse_n = tl.load(lse_source + others)
+        if grad_lse is not None:
+            delta_n -= tl.load(grad_lse + others) * LOG2_E
         same = (others[None, :] >= tl.maximum(low, n)[:, None]) & (others[None, :] < high[:, None])
         seen = same & (others[None, :] <= rows[:, None]) if CAUSAL else same
         p = tl.exp2(tl.dot(q, k_n.T) * scale - lse[:, None])

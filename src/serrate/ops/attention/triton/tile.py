@@ -3,7 +3,6 @@
 Inside the kernels events of queries and keys are counted from the start of their row.
 """
 
-# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 # ruff: noqa: N803
 
 import torch

@@ -1,0 +1,83 @@
+"""The kernels for Hopper keep the promises of the suite; needs a Hopper and the Triton they are written in."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from serrate.ops.attention import Mask, Rows, Settings, attention
+from serrate.ops.attention.cases import CAUSAL, Case
+from serrate.testing import assert_within_budget
+from serrate.testing.attention import check, run
+
+pytestmark = pytest.mark.gpu
+
+ODD = (0, 1, 5, 64, 65, 127, 128, 129, 300, 0, 513, 63, 700, 2, 200)
+LONG = (1025, 0, 2200, 1024, 1)  # rows that are worth two warp groups at width 128
+
+
+@pytest.fixture(autouse=True)
+def for_small_cases_too(monkeypatch):
+    """Choose these kernels for batches that are too small to be worth them; skip where there are none to choose."""
+    from serrate.ops.attention.triton import plan
+
+    if not plan._has_gluon(torch.device("cuda", torch.cuda.current_device())):
+        pytest.skip("no Hopper, or another Triton than 3.6")
+    monkeypatch.setattr(plan, "WORTH_DESCRIBING", 0)
+
+
+def chosen(case: Case, tensors) -> tuple[bool, bool]:
+    """Whether forward and backward of a case are those for Hopper."""
+    from serrate.ops.attention.triton.plan import tiling
+    from serrate.ops.attention.triton.problem import make_problem
+
+    offsets = case.tensors(device="cuda")[3]
+    return tiling(make_problem(Rows(offsets, offsets, (0, 0)), Settings(case.mask, 1.0), 1.0), *tensors).hopper
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("mask", [CAUSAL, Mask()], ids=["causal", "full"])
+@pytest.mark.parametrize("lengths", [ODD, LONG, (1,), (0, 0, 3), (4096,)], ids=["odd", "long", "one", "three", "whole"])
+@pytest.mark.parametrize("width", [40, 64, 96, 128])
+def test_every_width_over_tiles_and_blocks(width, lengths, mask, dtype):
+    case = Case("", lengths, width=width, mask=mask)
+    tensors = case.tensors(dtype, "cuda")[:3]
+    assert chosen(case, tensors) == (True, width > 64)
+    check("triton", case, tensors)
+    grads, exact, rough = (  # without the log-sum-exp, whose gradient `check` asks for
+        run(name, case, tensors, dtype=dtype).grads for name, dtype in (
+            ("triton", None), ("reference", torch.float64), ("varlen", None)))
+    assert_within_budget(grads, exact, rough, gradient=True)
+
+
+@pytest.mark.parametrize("changes", [
+    {"heads": 4, "kv_heads": 2}, {"width": 64, "value_width": 40}, {"value_width": 96},
+], ids=["grouped", "narrow_values", "values"])
+def test_shared_heads_and_values_of_another_width(changes):
+    case = replace(Case("", ODD, width=128), **changes)
+    tensors = case.tensors(torch.bfloat16, "cuda")[:3]
+    assert chosen(case, tensors)[0]
+    check("triton", case, tensors)
+
+
+def test_views_of_a_packed_projection():
+    packed = torch.randn(700, 3, 2, 128, device="cuda", dtype=torch.bfloat16)
+    q, k, v = packed.unbind(1)
+    offsets = torch.tensor([0, 130, 130, 700], device="cuda")
+    seen = attention(q, k, v, offsets, mask=CAUSAL, implementation="triton")
+    copied = attention(q.contiguous(), k.contiguous(), v.contiguous(), offsets, mask=CAUSAL, implementation="triton")
+    assert torch.equal(seen, copied)
+
+
+def test_what_the_copy_engine_cannot_read_is_served_otherwise():
+    case = Case("", ODD, width=64)
+    offset_by_one = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+                     for x in case.tensors(torch.bfloat16, "cuda")[:3]]
+    assert chosen(case, offset_by_one) == (False, False)
+    check("triton", case, tuple(offset_by_one))
+
+
+def test_scores_far_apart():
+    case = Case("", ODD, width=128)
+    q, k, v = case.tensors(torch.bfloat16, "cuda")[:3]
+    check("triton", case, (q * 30, k, v), extreme=True)
