@@ -1,4 +1,9 @@
-"""The backward kernels of jagged attention: gradients of queries, and of keys and values, each written once."""
+"""The backward kernels of jagged attention: gradients of queries, and of keys and values, each written once.
+
+In half precision the log-sum-exp and delta of the queries reach `_backward_kv` as factors of two small products: the
+products of keys with queries then end as `s - lse / factor`, those of values with gradients as `dp - delta`, and no
+thread loads or subtracts a number for each score. See `_folded`.
+"""
 
 # ruff: noqa: N803, N806
 
@@ -31,6 +36,9 @@ from .tile import (
     visible,
 )
 
+_TERM = torch.float32 if triton.knobs.runtime.interpret else torch.bfloat16  # which the interpreter cannot multiply
+TERMS = tl.constexpr(16)  # columns of `_folded`: the least that a product on the matrix units sums over
+
 
 def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: Plan,
            results: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
@@ -44,7 +52,9 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     dq, dk, dv = gradients
     heads, width = q.shape[-2:]
     groups = k.shape[1]
-    delta = torch.empty_like(logsumexp)
+    fold = q.dtype != torch.float32 and problem.seed is None  # dropout comes between products and delta
+    shape = (logsumexp.shape[1], heads, TERMS.value) if fold else logsumexp.shape
+    sums = torch.empty(shape, dtype=_TERM if fold else torch.float32, device=q.device)
     heads_first = plan.tiling.heads_first
     sizes = plan.tiling.queries
     tiles = plan.queries(sizes.tile)
@@ -55,17 +65,39 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _backward_q[(count * heads,)](
-        q, *keys, out, grad, logsumexp, grad_lse, delta, dq, tiles, count, *numbers,
-        sizes.tile, sizes.block, kind, (precision(), tma, heads_first), num_warps=sizes.warps, num_stages=sizes.stages)
+        q, *keys, out, grad, logsumexp, grad_lse, sums, dq, tiles, count, *numbers, sizes.tile, sizes.block, kind,
+        (precision(), tma, heads_first, fold), num_warps=sizes.warps, num_stages=sizes.stages)
     sizes = plan.tiling.keys
     tiles = plan.keys(sizes.tile)
     count = tiles.shape[1]
     tma = sizes.tma and not problem.dense and describable(q, grad)
-    queries = (descriptor(q, sizes.block), descriptor(grad, sizes.block)) if tma else (q, grad)
+    whole = (q, grad, sums)
+    blocks = tuple(descriptor(x, sizes.block) if x.dim() == 3 else x for x in whole) if tma else whole
     _backward_kv[(count * groups,)](
-        queries[0], k, v, queries[1], logsumexp, delta, dk, dv, tiles, count, *numbers,
-        sizes.block, sizes.tile, kind, (precision(), tma, heads_first), num_warps=sizes.warps,
-        num_stages=sizes.stages)
+        blocks, whole, k, v, logsumexp, dk, dv, tiles, count, *numbers, sizes.block, sizes.tile, kind,
+        (precision(), tma, heads_first, fold), num_warps=sizes.warps, num_stages=sizes.stages,
+        maxnreg=sizes.registers)
+
+
+@triton.jit
+def _folded(lse, delta, factor, dtype: tl.constexpr, BM: tl.constexpr):
+    """`-lse / factor` and `-delta` of BM queries as three bfloat16 terms each, which together keep 24 bits: (BM, 16).
+
+    The terms of the one are in columns 0, 4 and 8, those of the other in 2, 6 and 10, all others are 0.
+    """
+    a = -lse / factor
+    b = -delta
+    a_0 = a.to(dtype)
+    b_0 = b.to(dtype)
+    a -= a_0.to(tl.float32)
+    b -= b_0.to(tl.float32)
+    a_1 = a.to(dtype)
+    b_1 = b.to(dtype)
+    a_2 = (a - a_1.to(tl.float32)).to(dtype)
+    b_2 = (b - b_1.to(tl.float32)).to(dtype)
+    none = tl.zeros_like(a_0)
+    terms = tl.join(tl.join(tl.join(a_0, a_1), tl.join(a_2, none)), tl.join(tl.join(b_0, b_1), tl.join(b_2, none)))
+    return tl.join(terms, tl.zeros_like(terms)).reshape(BM, 16)
 
 
 @triton.jit
@@ -90,10 +122,13 @@ def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin
 
 
 @triton.jit(do_not_specialize=["T", "count"])
-def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, delta_target, dq_target, plan, count, T,
+def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, sums, dq_target, plan, count, T,
                 scale, H, strides, limits, counts, dropped, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
                 BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
-    """The gradient of the queries of a tile; on the way delta, the sum of out · grad of each, for `_backward_kv`."""
+    """The gradient of the queries of a tile; on the way delta, the sum of out · grad of each, for `_backward_kv`.
+
+    sums: `_folded` terms (T, H, 16), in float32 delta (H, T).
+    """
     MASK: tl.constexpr = KIND[0]
     PRECISION: tl.constexpr = HOW[0]
     TMA: tl.constexpr = HOW[1]
@@ -122,8 +157,12 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, d
     of_tile = tl.cast(h, tl.int64) * T + start + step
     if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
         delta -= tl.load(grad_lse + of_tile, mask=inside, other=0.0) * LOG2_E
-    tl.store(delta_target + of_tile, delta, mask=inside)
     lse = tl.load(lse_source + of_tile, mask=inside, other=0.0)
+    if HOW[3]:
+        finite = tl.where(lse == float("-inf"), 0.0, lse)  # of a query that sees no key
+        store_rows(sums, _folded(finite, delta, scale, sums.dtype.element_ty, BM), start, h, H, limit, TERMS, TERMS, BM)
+    else:
+        tl.store(sums + of_tile, delta, mask=inside)
     dq = tl.zeros([BM, BD], tl.float32)
     events = step
     if DROP:
@@ -140,93 +179,126 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, d
 
 
 @triton.jit
-def _key_block(k, v, dk, dv, q_source, grad, lse_source, delta_source, keys, row, m, h, H, begin, ends,
-               strides, scale, dropped, events, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
-               BDV: tl.constexpr, BM: tl.constexpr, INSIDE: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr,
-               DROP: tl.constexpr):
-    """Add what one block of queries gives to the gradients of a tile's keys and values."""
+def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin, ends, strides, scale, dropped, events,
+               D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr,
+               INSIDE: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
+    """Add what one block of queries gives to the gradients of a tile's keys and values.
+
+    Queries past the row's end are zeros: they add nothing, whatever their weights, and need no mask.
+    """
     PRECISION: tl.constexpr = HOW[0]
     m_row, shift = ends
-    if KIND[2]:
-        q = load_rows(q_source, m, h, strides[1], strides[2], m_row, D, BD, BM, INSIDE, False)
-    else:
-        q = load_rows(q_source, begin + m, h, strides[1], strides[2], begin + m_row, D, BD, BM, INSIDE, HOW[1])
-    do = load_rows(grad, begin + m, h, H * DV, DV, begin + m_row, DV, BDV, BM, INSIDE, HOW[1])
+    limit = begin + m_row
     step = m + tl.arange(0, BM)
-    if INSIDE:
-        lse = tl.load(lse_source + step)
-        delta = tl.load(delta_source + step)
+    if KIND[2]:
+        q = load_rows(source[0], m, h, strides[1], strides[2], m_row, D, BD, BM, INSIDE, False)
+    else:
+        q = load_rows(source[0], begin + m, h, strides[1], strides[2], limit, D, BD, BM, INSIDE, TMA)
+    do = load_rows(source[1], begin + m, h, H * DV, DV, limit, DV, BDV, BM, INSIDE, TMA)
+    ready, factor = scaled(q, scale)
+    if HOW[3]:
+        terms = load_rows(source[2], begin + m, h, H * TERMS, TERMS, limit, TERMS, TERMS, BM, INSIDE, TMA)
+        x = tl.dot(k, ready.T, tl.dot(take[0], terms.T)) * factor
     else:
         lse = tl.load(lse_source + step, mask=step < m_row, other=0.0)
-        delta = tl.load(delta_source + step, mask=step < m_row, other=0.0)
-    ready, factor = scaled(q, scale)
-    p = tl.exp2(product(k, ready, PRECISION) * factor - lse[None, :])
-    if not INSIDE:
-        seen = visible((step + shift)[None, :], keys[:, None], row, KIND[0])
-        p = tl.where(seen & (step < m_row)[None, :], p, 0.0)
-    dp = product(v, do, PRECISION)
-    if DROP:
-        queries = query_bits(dropped[0], h, begin + step)
-        stays = mixed(queries[None, :] ^ events[:, None]) >= dropped[1]
-        dv = tl.dot(tl.where(stays, p * dropped[2], 0.0).to(do.dtype), do, dv, input_precision=PRECISION)
-        dp = tl.where(stays, dp * dropped[2], 0.0)
-    else:
+        x = product(k, ready, PRECISION) * factor - lse[None, :]
+    if MASKED:
+        x = tl.where(visible((step + shift)[None, :], keys[:, None], row, KIND[0]), x, float("-inf"))
+    p = tl.exp2(x)
+    if HOW[3]:
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
-    ds = p * (dp - delta[None, :])
+        ds = p * tl.dot(v, do.T, tl.dot(take[1], terms.T))
+    else:
+        dp = product(v, do, PRECISION)
+        kept = p
+        if dropped[0] is not None:
+            queries = query_bits(dropped[0], h, begin + step)
+            stays = mixed(queries[None, :] ^ events[:, None]) >= dropped[1]
+            kept = tl.where(stays, p * dropped[2], 0.0)
+            dp = tl.where(stays, dp * dropped[2], 0.0)
+        dv = tl.dot(kept.to(do.dtype), do, dv, input_precision=PRECISION)
+        delta = tl.load(source[2] + step, mask=step < m_row, other=0.0)
+        ds = p * (dp - delta[None, :])
     return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
 
 
 @triton.jit
-def _head_of_queries(k, v, dk, dv, q_source, grad, lse, delta, keys, row, blocks, h, H, begin, ends, strides, scale,
+def _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, row, span, h, H, T, begin, ends, strides, scale,
                      dropped, events, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
-                     BM: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr, DROP: tl.constexpr):
+                     BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """Add what the queries of one head give."""
-    b0, b1, u0, u1 = blocks
-    for i in range(u0, u1):
-        dk, dv = _key_block(k, v, dk, dv, q_source, grad, lse, delta, keys, row, i * BM, h, H, begin, ends, strides,
-                            scale, dropped, events, D, DV, BD, BDV, BM, True, KIND, HOW, DROP)
-    for i in range(0, b1 - b0 - (u1 - u0)):
-        m = b0 + i
-        if m >= u0:
-            m += u1 - u0
-        dk, dv = _key_block(k, v, dk, dv, q_source, grad, lse, delta, keys, row, m * BM, h, H, begin, ends, strides,
-                            scale, dropped, events, D, DV, BD, BDV, BM, False, KIND, HOW, DROP)
+    b0, b1, u0, u1, first = span
+    of_row = tl.cast(h, tl.int64) * T + begin
+    lse += of_row
+    if not HOW[3]:
+        blocks = (blocks[0], blocks[1], blocks[2] + of_row)
+        whole = (whole[0], whole[1], whole[2] + of_row)
+    if KIND[0] == 2 or (KIND[0] == 1 and not KIND[1]):
+        for i in range(u0, u1):
+            dk, dv = _key_block(k, v, dk, dv, blocks, lse, take, keys, row, i * BM, h, H, begin, ends, strides, scale,
+                                dropped, events, D, DV, BD, BDV, BM, True, False, HOW[1], KIND, HOW)
+        for i in range(0, b1 - b0 - (u1 - u0)):
+            m = b0 + i
+            if m >= u0:
+                m += u1 - u0
+            dk, dv = _key_block(k, v, dk, dv, whole, lse, take, keys, row, m * BM, h, H, begin, ends, strides, scale,
+                                dropped, events, D, DV, BD, BDV, BM, False, True, False, KIND, HOW)
+    else:  # what needs a mask or ends with the row is known beforehand, and a second loop would cost registers
+        past = first + BN if KIND[0] == 1 else 0
+        tail = tl.maximum(ends[0] // BM * BM, past)
+        for m in range(past, tail, BM):
+            dk, dv = _key_block(k, v, dk, dv, blocks, lse, take, keys, row, m, h, H, begin, ends, strides, scale,
+                                dropped, events, D, DV, BD, BDV, BM, True, False, HOW[1], KIND, HOW)
+        if tail < ends[0]:
+            dk, dv = _key_block(k, v, dk, dv, whole, lse, take, keys, row, tail, h, H, begin, ends, strides, scale,
+                                dropped, events, D, DV, BD, BDV, BM, False, False, False, KIND, HOW)
+        if KIND[0] == 1:
+            for i in tl.static_range(0, BN, BM):
+                dk, dv = _key_block(k, v, dk, dv, whole, lse, take, keys, row, first + i, h, H, begin, ends, strides,
+                                    scale, dropped, events, D, DV, BD, BDV, BM, False, True, False, KIND, HOW)
     return dk, dv
 
 
 @triton.jit(do_not_specialize=["T", "count"])
-def _backward_kv(q_source, k_source, v_source, grad, lse, delta, dk_target, dv_target, plan, count, T, scale, H,
-                 strides, limits, counts, dropped, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
-                 BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
-    """The gradients of the keys and values of a tile, from the one range of queries that can see them."""
+def _backward_kv(blocks, whole, k_source, v_source, lse, dk_target, dv_target, plan, count, T, scale, H, strides,
+                 limits, counts, dropped, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+                 BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
+    """The gradients of the keys and values of a tile, from the one range of queries that can see them.
+
+    blocks: q, the gradient of the output, and `_folded` or delta, described to the copy engine where TMA is; whole: the
+    same, never described, for the blocks that need a mask or end with the row.
+    """
     MASK: tl.constexpr = KIND[0]
     GROUP: tl.constexpr = KIND[4]
-    DROP: tl.constexpr = dropped[0] is not None
     g, first, row, begin, length, other, m_row = find_tile(plan, count, H // GROUP, KIND[1], HOW[2], False)
     if first >= length:
         return
     mask = sizes_of_row(limits, counts, row, length, KIND[3])
     keys = first + tl.arange(0, BN)
-    blocks = query_blocks(first, tl.minimum(first + BN, length) - 1, mask, m_row, length, BM, MASK)
+    b0, b1, u0, u1 = query_blocks(first, tl.minimum(first + BN, length) - 1, mask, m_row, length, BM, MASK)
+    span = (b0, b1, u0, u1, first)
     k = load_rows(k_source, begin + first, g, strides[4], strides[5], begin + length, D, BD, BN, False, False)
     v = load_rows(v_source, begin + first, g, strides[7], strides[8], begin + length, DV, BDV, BN, False, False)
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BDV], tl.float32)
     events = keys
-    if DROP:
+    if dropped[0] is not None:
         events = key_bits(dropped[0], begin + keys)
+    take = (keys, keys)
+    if HOW[3]:  # which of the terms are for scores, and which for gradients
+        column = tl.arange(0, TERMS)[None, :] + tl.zeros([BN, 1], tl.int32)
+        dtype: tl.constexpr = whole[2].dtype.element_ty
+        take = (tl.where(column % 4 == 0, 1.0, 0.0).to(dtype), tl.where(column % 4 == 2, 1.0, 0.0).to(dtype))
     if KIND[2]:
-        q_source += tl.cast(row, tl.int64) * strides[0]
+        blocks = (blocks[0] + tl.cast(row, tl.int64) * strides[0], blocks[1], blocks[2])
+        whole = blocks
     ends = (m_row, length - m_row)
     if GROUP == 1:  # no loop, which would cost registers
-        of_row = tl.cast(g, tl.int64) * T + other
-        dk, dv = _head_of_queries(k, v, dk, dv, q_source, grad, lse + of_row, delta + of_row, keys, mask, blocks, g, H,
-                                  other, ends, strides, scale, dropped, events, D, DV, BD, BDV, BM, KIND, HOW, DROP)
+        dk, dv = _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, mask, span, g, H, T, other, ends,
+                                  strides, scale, dropped, events, D, DV, BD, BDV, BM, BN, KIND, HOW)
     else:
         for h in range(g * GROUP, g * GROUP + GROUP):
-            of_row = tl.cast(h, tl.int64) * T + other
-            dk, dv = _head_of_queries(k, v, dk, dv, q_source, grad, lse + of_row, delta + of_row, keys, mask, blocks, h,
-                                      H, other, ends, strides, scale, dropped, events, D, DV, BD, BDV, BM, KIND, HOW,
-                                      DROP)
+            dk, dv = _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, mask, span, h, H, T, other, ends,
+                                      strides, scale, dropped, events, D, DV, BD, BDV, BM, BN, KIND, HOW)
     store_rows(dk_target, dk * (scale * LN_2), begin + first, g, H // GROUP, begin + length, D, BD, BN)
     store_rows(dv_target, dv, begin + first, g, H // GROUP, begin + length, DV, BDV, BN)

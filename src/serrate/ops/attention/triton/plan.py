@@ -18,13 +18,14 @@ WORTH_DESCRIBING = 4096  # events, below which describing tensors to the copy en
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of one kernel: events of its tile, of the blocks it works through, warps, stages, TMA loads."""
+    """Sizes of one kernel: events of its tile, of the blocks it works through, warps, stages, TMA loads, registers."""
 
     tile: int
     block: int
     warps: int
     stages: int
     tma: bool = False
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     short = _short_rows(problem, q, k, width) if width <= 64 else None
     hopper = tma and not short and problem.plain and on_hopper(q, k, v)
     if width <= 64:
-        forward, size = Sizes(64, 64, 4, 3, tma and problem.kind != FULL), Sizes(64, 32, 4, 3, tma)
-        return Tiling(heads_first, forward, size, size, short, hopper=(hopper, False))
+        forward, queries = Sizes(64, 64, 4, 3, tma and problem.kind != FULL), Sizes(64, 32, 4, 3, tma)
+        keys = Sizes(64, 32, 4, 3, tma, 128 if problem.plain else None)
+        return Tiling(heads_first, forward, queries, keys, short, hopper=(hopper, False))
     if width == 128:
         forward, queries, keys = Sizes(128, 64, 4, 2, tma), Sizes(128, 64, 8, 3, tma), Sizes(64, 64, 4, 2, tma)
         if hopper and heads_first:
@@ -82,7 +84,8 @@ def _short_rows(problem: Problem, q: Tensor, k: Tensor, width: int) -> tuple[Siz
     short = 64 <= q.shape[0] < 48 * (problem.keys.shape[0] - 1)
     if not short or not problem.plain or q.shape[1] != k.shape[1]:
         return None
-    return Sizes(32, 32, 1, 3) if width <= 32 else Sizes(64, 32, 4, 3), Sizes(64, 32, 4, 2)
+    forward = Sizes(32, 16, 1, 3) if width <= 32 else Sizes(64, 32, 4, 3)
+    return forward, Sizes(64, 32, 4, 2, registers=128 if width <= 32 else None)
 
 
 def _few_queries(q: Tensor, k: Tensor, tma: bool) -> Tiling:

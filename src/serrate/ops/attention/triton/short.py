@@ -35,7 +35,7 @@ def launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor
     out, logsumexp = results
     _backward[(-(-events // sizes.tile) * heads,)](
         *inputs, out, *grads, logsumexp, plan.events(), *gradients, *numbers, num_warps=sizes.warps,
-        num_stages=sizes.stages)
+        num_stages=sizes.stages, maxnreg=sizes.registers)
 
 
 def _sizes(plan: Plan, which: int) -> Sizes:
