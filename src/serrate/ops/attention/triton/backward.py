@@ -74,7 +74,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     whole = (q, grad, sums)
     blocks = tuple(descriptor(x, sizes.block) if x.dim() == 3 else x for x in whole) if tma else whole
     _backward_kv[(count * groups,)](
-        blocks, whole, k, v, logsumexp, dk, dv, tiles, count, *numbers, sizes.block, sizes.tile, kind,
+        *blocks, whole, k, v, logsumexp, dk, dv, tiles, count, *numbers, sizes.block, sizes.tile, kind,
         (precision(), tma, heads_first, fold), num_warps=sizes.warps, num_stages=sizes.stages,
         maxnreg=sizes.registers)
 
@@ -260,13 +260,13 @@ def _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, row, span, h,
 
 
 @triton.jit(do_not_specialize=["T", "count"])
-def _backward_kv(blocks, whole, k_source, v_source, lse, dk_target, dv_target, plan, count, T, scale, H, strides,
-                 limits, counts, dropped, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
-                 BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
+def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target, dv_target, plan, count, T, scale, H,
+                 strides, limits, counts, dropped, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
+                 BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """The gradients of the keys and values of a tile, from the one range of queries that can see them.
 
-    blocks: q, the gradient of the output, and `_folded` or delta, described to the copy engine where TMA is; whole: the
-    same, never described, for the blocks that need a mask or end with the row.
+    sums: `_folded` terms or delta; whole: q, grad and sums once more, never described to the copy engine, for the
+    blocks that need a mask or end with the row.
     """
     MASK: tl.constexpr = KIND[0]
     GROUP: tl.constexpr = KIND[4]
@@ -289,8 +289,9 @@ def _backward_kv(blocks, whole, k_source, v_source, lse, dk_target, dv_target, p
         column = tl.arange(0, TERMS)[None, :] + tl.zeros([BN, 1], tl.int32)
         dtype: tl.constexpr = whole[2].dtype.element_ty
         take = (tl.where(column % 4 == 0, 1.0, 0.0).to(dtype), tl.where(column % 4 == 2, 1.0, 0.0).to(dtype))
+    blocks = (q_source, grad, sums)
     if KIND[2]:
-        blocks = (blocks[0] + tl.cast(row, tl.int64) * strides[0], blocks[1], blocks[2])
+        blocks = (q_source + tl.cast(row, tl.int64) * strides[0], grad, sums)
         whole = blocks
     ends = (m_row, length - m_row)
     if GROUP == 1:  # no loop, which would cost registers
