@@ -1,8 +1,8 @@
 """The contract of jagged attention: shapes, numerics, errors and the choice of an implementation."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal, overload
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from .. import select
 from .mask import Mask
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What an implementation is asked for: enough to say whether it can serve.
 
     cross: queries have rows of their own, or are dense; grouped: several heads of queries share one of keys.
@@ -36,8 +35,7 @@ class Call:
         return next((f"does not serve {name}" for name, wanted in asked.items() if wanted), None)
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """Where the rows of queries and of keys are, int32 or int64: row `b` of the one sees row `b` of the other.
 
     queries: `(B + 1,)` offsets, the same object as `keys` in self-attention, None for dense queries `(B, K, H, D)`;
@@ -56,8 +54,7 @@ class Rows:
         return q.flatten(0, 1), torch.arange(rows + 1, device=q.device, dtype=self.keys.dtype) * count
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The rest of a call: `mask` (its counts as tensors `(B,)`), factor on scores, dropout, whether lse is wanted.
 
     seed: `()` int64 on the device when `dropout` is more than 0, else None.

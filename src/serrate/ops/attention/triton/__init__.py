@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..api import Call, Rows, Settings
 from .problem import Problem, from_arguments, make_problem
@@ -47,6 +46,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -
     problem = make_problem(rows, settings, scale)
     if torch.compiler.is_compiling() or type(q) not in _PLAIN:  # tracers and tensor subclasses need operators
         out, logsumexp = _forward(q, k, v, *problem.as_arguments())
+    elif not torch.is_grad_enabled():
+        out, logsumexp, _ = _compute(q, k, v, problem)
     else:
         out, logsumexp = _Direct.apply(q, k, v, problem)  # pyright: ignore[reportGeneralTypeIssues]
     return out, (logsumexp.T * _LN_2).reshape(q.shape[:-1]) if settings.with_lse else None
@@ -105,14 +106,12 @@ def _unit_stride(x: Tensor) -> Tensor:
 
 
 def _outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    out = torch.empty((*q.shape[:-1], v.shape[2]), dtype=v.dtype, device=v.device)
     queries = q.shape[0] if q.dim() == 3 else q.shape[0] * q.shape[1]
-    return out, torch.empty((q.shape[-2], queries), dtype=torch.float32, device=q.device)
+    return q.new_empty((*q.shape[:-1], v.shape[2])), q.new_empty((q.shape[-2], queries), dtype=torch.float32)
 
 
 def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    return dq, dk, dv
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 @torch.library.custom_op("serrate::jagged_attention_triton", mutates_args=())
@@ -172,7 +171,6 @@ class _Direct(torch.autograd.Function):
         return out, logsumexp
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
         if grads[0] is None and grads[1] is None:
             return None, None, None, None

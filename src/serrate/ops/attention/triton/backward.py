@@ -17,13 +17,14 @@ from torch import Tensor
 from .plan import Plan, block_width, describable, descriptor
 from .problem import Problem
 from .tile import (
-    LN_2,
     LOG2_E,
+    base_2,
     find_tile,
     key_bits,
     key_blocks,
     load_rows,
     mixed,
+    natural,
     other_block,
     precision,
     product,
@@ -37,7 +38,7 @@ from .tile import (
 )
 
 _TERM = torch.float32 if triton.knobs.runtime.interpret else torch.bfloat16  # which the interpreter cannot multiply
-TERMS = tl.constexpr(16)  # columns of `_folded`: the least that a product on the matrix units sums over
+_TERMS = 16  # columns of `_folded`: the least that a product on the matrix units sums over
 
 
 def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: Plan,
@@ -53,14 +54,14 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     heads, width = q.shape[-2:]
     groups = k.shape[1]
     fold = q.dtype != torch.float32 and problem.seed is None  # dropout comes between products and delta
-    shape = (logsumexp.shape[1], heads, TERMS.value) if fold else logsumexp.shape
+    shape = (logsumexp.shape[1], heads, _TERMS) if fold else logsumexp.shape
     sums = torch.empty(shape, dtype=_TERM if fold else torch.float32, device=q.device)
     heads_first = plan.tiling.heads_first
     sizes = plan.tiling.queries
     tiles = plan.queries(sizes.tile)
     count = tiles.shape[1]
     kind = (problem.kind, problem.self_attention, problem.dense, problem.per_row, heads // groups)
-    numbers = (logsumexp.shape[1], problem.scale * LOG2_E.value, heads, strides(q, k, v), problem.limits,
+    numbers = (logsumexp.shape[1], problem.scale * LOG2_E, heads, strides(q, k, v), problem.limits,
                problem.counts, problem.dropped, width, v.shape[2], block_width(width), block_width(v.shape[2]))
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
@@ -156,11 +157,11 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, s
         delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     of_tile = tl.cast(h, tl.int64) * T + start + step
     if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
-        delta -= tl.load(grad_lse + of_tile, mask=inside, other=0.0) * LOG2_E
+        delta -= base_2(tl.load(grad_lse + of_tile, mask=inside, other=0.0))
     lse = tl.load(lse_source + of_tile, mask=inside, other=0.0)
     if HOW[3]:
         finite = tl.where(lse == float("-inf"), 0.0, lse)  # of a query that sees no key
-        store_rows(sums, _folded(finite, delta, scale, sums.dtype.element_ty, BM), start, h, H, limit, TERMS, TERMS, BM)
+        store_rows(sums, _folded(finite, delta, scale, sums.dtype.element_ty, BM), start, h, H, limit, 16, 16, BM)
     else:
         tl.store(sums + of_tile, delta, mask=inside)
     dq = tl.zeros([BM, BD], tl.float32)
@@ -175,7 +176,7 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, s
         n = other_block(i, blocks, MASK) * BN
         dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, n, g, other, strides, length,
                           scale, dropped, events, D, DV, BD, BDV, BN, False, MASK, PRECISION, TMA, DROP)
-    store_rows(dq_target, dq * (scale * LN_2), start, h, H, limit, D, BD, BM)
+    store_rows(dq_target, dq * natural(scale), start, h, H, limit, D, BD, BM)
 
 
 @triton.jit
@@ -197,7 +198,7 @@ def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin
     do = load_rows(source[1], begin + m, h, H * DV, DV, limit, DV, BDV, BM, INSIDE, TMA)
     ready, factor = scaled(q, scale)
     if HOW[3]:
-        terms = load_rows(source[2], begin + m, h, H * TERMS, TERMS, limit, TERMS, TERMS, BM, INSIDE, TMA)
+        terms = load_rows(source[2], begin + m, h, H * 16, 16, limit, 16, 16, BM, INSIDE, TMA)
         x = tl.dot(k, ready.T, tl.dot(take[0], terms.T)) * factor
     else:
         lse = tl.load(lse_source + step, mask=step < m_row, other=0.0)
@@ -286,7 +287,7 @@ def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target
         events = key_bits(dropped[0], begin + keys)
     take = (keys, keys)
     if HOW[3]:  # which of the terms are for scores, and which for gradients
-        column = tl.arange(0, TERMS)[None, :] + tl.zeros([BN, 1], tl.int32)
+        column = tl.arange(0, 16)[None, :] + tl.zeros([BN, 1], tl.int32)
         dtype: tl.constexpr = whole[2].dtype.element_ty
         take = (tl.where(column % 4 == 0, 1.0, 0.0).to(dtype), tl.where(column % 4 == 2, 1.0, 0.0).to(dtype))
     blocks = (q_source, grad, sums)
@@ -301,5 +302,5 @@ def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target
         for h in range(g * GROUP, g * GROUP + GROUP):
             dk, dv = _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, mask, span, h, H, T, other, ends,
                                       strides, scale, dropped, events, D, DV, BD, BDV, BM, BN, KIND, HOW)
-    store_rows(dk_target, dk * (scale * LN_2), begin + first, g, H // GROUP, begin + length, D, BD, BN)
+    store_rows(dk_target, dk * natural(scale), begin + first, g, H // GROUP, begin + length, D, BD, BN)
     store_rows(dv_target, dv, begin + first, g, H // GROUP, begin + length, DV, BDV, BN)

@@ -15,11 +15,12 @@ from torch import Tensor
 from .plan import Sizes, block_width, describable, descriptor
 from .problem import Problem
 from .tile import (
-    LN_2,
     LOG2_E,
+    base_2,
     key_bits,
     load_rows,
     mixed,
+    natural,
     precision,
     product,
     query_bits,
@@ -40,7 +41,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _backward[(rows * heads,)](
         q, *keys, *results, *grads, *gradients, problem.keys, count, rows * count,
-        problem.scale * LOG2_E.value, heads, strides(q, k, v), problem.limits, problem.counts, problem.dropped,
+        problem.scale * LOG2_E, heads, strides(q, k, v), problem.limits, problem.counts, problem.dropped,
         width, v.shape[2], (block_width(width), block_width(v.shape[2]), sizes.tile, sizes.block),
         (problem.kind, problem.per_row), (precision(), tma), num_warps=sizes.warps, num_stages=sizes.stages)
 
@@ -68,7 +69,7 @@ def _block(q, do, lse, delta, dq, k_source, v_source, dk_target, dv_target, at, 
     ds = (p * (dp - delta[None, :])).to(q.dtype)
     dk = tl.dot(ds, q, input_precision=PRECISION)
     store_rows(dv_target, dv, begin + n, h, H, begin + length, DV, BDV, BN)
-    store_rows(dk_target, dk * (scale * LN_2), begin + n, h, H, begin + length, D, BD, BN)
+    store_rows(dk_target, dk * natural(scale), begin + n, h, H, begin + length, D, BD, BN)
     return tl.dot(ds.T, k, dq, input_precision=PRECISION)
 
 
@@ -97,7 +98,7 @@ def _backward(q_source, k_source, v_source, out, lse_source, grad, grad_lse, dq_
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     of_row = tl.cast(h, tl.int64) * T + start + step
     if grad_lse is not None:
-        delta -= tl.load(grad_lse + of_row, mask=inside, other=0.0) * LOG2_E
+        delta -= base_2(tl.load(grad_lse + of_row, mask=inside, other=0.0))
     # queries past the last: a log-sum-exp that makes their weights 0
     lse = tl.load(lse_source + of_row, mask=inside, other=float("inf"))
     bits = step
@@ -114,4 +115,4 @@ def _backward(q_source, k_source, v_source, out, lse_source, grad, grad_lse, dq_
     for i in range(whole, tl.cdiv(length, BN)):
         dq = _block(q, do, lse, delta, dq, k_source, v_source, dk_target, dv_target, at, mask, i * BN, h, H, begin,
                     length, strides, scale, dropped, bits, D, DV, BD, BDV, BN, False, HOW, MASK)
-    store_rows(dq_target, dq * (scale * LN_2), start, h, H, start + count, D, BD, BM)
+    store_rows(dq_target, dq * natural(scale), start, h, H, start + count, D, BD, BM)

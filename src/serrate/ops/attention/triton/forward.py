@@ -42,7 +42,7 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _forward[(count * heads,)](
-        q, *keys, *results, tiles, count, results[1].shape[1], problem.scale * LOG2_E.value,
+        q, *keys, *results, tiles, count, results[1].shape[1], problem.scale * LOG2_E,
         heads, strides(q, k, v), problem.limits, problem.counts, problem.dropped, width, v.shape[2],
         block_width(width), block_width(v.shape[2]), sizes.tile, sizes.block,
         (problem.kind, problem.self_attention, problem.dense, problem.per_row, heads // k.shape[1]),

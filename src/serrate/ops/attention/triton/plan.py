@@ -53,48 +53,66 @@ def block_width(width: int) -> int:
 
 
 def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
-    """Choose the sizes for q `(T, H, D)`, k and v, as measured on an H200 (README.md)."""
-    rows, width = problem.keys.shape[0] - 1, block_width(max(q.shape[-1], v.shape[2]))
-    heads_first = k.shape[0] < 1024 * rows
-    if q.dtype == torch.float32:  # products without matrix unit hold their operands in registers
-        size = Sizes(*((32, 32, 4, 1) if width <= 64 else (32, 16, 4, 1) if width == 128 else (16, 16, 4, 1)))
-        return Tiling(heads_first, size, size, size)
-    tma = width in (64, 128) and k.shape[0] >= WORTH_DESCRIBING
-    if problem.dense and q.shape[1] <= 64 and width <= 128 and rows * k.shape[1] >= 256:  # enough to fill a device
-        return _few_queries(q, k, tma)
-    short = _short_rows(problem, q, k, width) if width <= 64 else None
-    hopper = tma and not short and problem.plain and on_hopper(q, k, v)
-    if width <= 64:
-        forward, queries = Sizes(64, 64, 4, 3, tma and problem.kind != FULL), Sizes(64, 32, 4, 3, tma)
-        keys = Sizes(64, 32, 4, 3, tma, 128 if problem.plain else None)
-        return Tiling(heads_first, forward, queries, keys, short, hopper=(hopper, False))
-    if width == 128:
-        forward, queries, keys = Sizes(128, 64, 4, 2, tma), Sizes(128, 64, 8, 3, tma), Sizes(64, 64, 4, 2, tma)
-        if hopper and heads_first:
-            forward = Sizes(64, 64, 4, 2)
-        if problem.kind == GENERAL:
-            forward = Sizes(128, 64, 8, 2, tma)
-    else:
-        forward, queries, keys = Sizes(64, 32, 4, 2), Sizes(64, 32, 8, 2), Sizes(64, 32, 8, 2)
-    return Tiling(heads_first, forward, queries, keys, hopper=(hopper, hopper and q.shape[1] == k.shape[1]))
+    """Choose the sizes for q `(T, H, D)` or `(B, K, H, D)`, k and v, as measured on an H200 (README.md)."""
+    events, heads = k.shape[:2]
+    rows, width, own_heads = problem.keys.shape[0] - 1, block_width(max(q.shape[-1], v.shape[2])), q.shape[-2] == heads
+    heads_first = events < 1024 * rows
+    if q.dtype == torch.float32:
+        return _of_float32(width, heads_first)
+    tma = width in (64, 128) and events >= WORTH_DESCRIBING
+    if problem.dense and q.shape[1] <= 64 and width <= 128 and rows * heads >= 256:  # enough to fill a device
+        return _of_few_queries(min(64, block_width(q.shape[1])), own_heads, tma)
+    if problem.plain and own_heads and width <= 64 <= q.shape[0] < 48 * rows:
+        return _of_short_rows(width)
+    if tma and problem.plain and on_hopper(q, k, v):
+        return _on_hopper(width, heads_first, own_heads)
+    return _of_any(width, heads_first, tma, problem.kind, problem.plain)
 
 
-def _short_rows(problem: Problem, q: Tensor, k: Tensor, width: int) -> tuple[Sizes, Sizes] | None:
-    """Return the sizes for packed tiles where rows are short and nothing but plain self-attention is asked for."""
-    short = 64 <= q.shape[0] < 48 * (problem.keys.shape[0] - 1)
-    if not short or not problem.plain or q.shape[1] != k.shape[1]:
-        return None
-    forward = Sizes(32, 16, 1, 3) if width <= 32 else Sizes(64, 32, 4, 3)
-    return forward, Sizes(64, 32, 4, 2, registers=128 if width <= 32 else None)
+@lru_cache
+def _of_float32(width: int, heads_first: bool) -> Tiling:
+    """Return small sizes: products without matrix unit hold their operands in registers."""
+    size = Sizes(*((32, 32, 4, 1) if width <= 64 else (32, 16, 4, 1) if width == 128 else (16, 16, 4, 1)))
+    return Tiling(heads_first, size, size, size)
 
 
-def _few_queries(q: Tensor, k: Tensor, tma: bool) -> Tiling:
+@lru_cache
+def _of_few_queries(tile: int, own_heads: bool, tma: bool) -> Tiling:
     """Return the sizes for up to 64 dense queries a row, which one tile holds."""
-    tile = min(64, block_width(q.shape[1]))
     forward = {16: Sizes(16, 64, 1, 3), 32: Sizes(32, 32, 1, 4), 64: Sizes(64, 32, 4, 4)}[tile]
     few = Sizes(tile, 64, 4, 2, tma) if tile == 64 else Sizes(tile, 64, 4, 3)
     keys = Sizes(64, tile, 4, 2, tma)
-    return Tiling(True, forward, Sizes(tile, 64, 4, 2, tma), keys, few=few if q.shape[2] == k.shape[1] else None)
+    return Tiling(True, forward, Sizes(tile, 64, 4, 2, tma), keys, few=few if own_heads else None)
+
+
+@lru_cache
+def _of_short_rows(width: int) -> Tiling:
+    """Return the sizes for packed tiles."""
+    forward, backward = Sizes(64, 32, 4, 3), Sizes(64, 32, 4, 2)
+    if width <= 32:
+        forward, backward = Sizes(32, 16, 1, 3), Sizes(64, 32, 4, 2, registers=128)
+    return Tiling(True, forward, backward, backward, (forward, backward))
+
+
+@lru_cache
+def _on_hopper(width: int, heads_first: bool, own_heads: bool) -> Tiling:
+    """Return the sizes for the kernels in `hopper`, and for ours where those have no backward."""
+    forward = Sizes(64 if width == 64 or heads_first else 128, 64, 4, 2)
+    queries, keys = (Sizes(64, 32, 4, 3, True), Sizes(64, 32, 4, 3, True, 128)) if width == 64 else (
+        Sizes(128, 64, 8, 3, True), Sizes(64, 64, 4, 2, True))
+    return Tiling(heads_first, forward, queries, keys, hopper=(True, width == 128 and own_heads))
+
+
+@lru_cache
+def _of_any(width: int, heads_first: bool, tma: bool, kind: int, plain: bool) -> Tiling:
+    """Return the sizes for all other calls in half precision."""
+    if width <= 64:
+        forward, queries = Sizes(64, 64, 4, 3, tma and kind != FULL), Sizes(64, 32, 4, 3, tma)
+        return Tiling(heads_first, forward, queries, Sizes(64, 32, 4, 3, tma, 128 if plain else None))
+    if width == 128:
+        forward = Sizes(128, 64, 8 if kind == GENERAL else 4, 2, tma)
+        return Tiling(heads_first, forward, Sizes(128, 64, 8, 3, tma), Sizes(64, 64, 4, 2, tma))
+    return Tiling(heads_first, Sizes(64, 32, 4, 2), Sizes(64, 32, 8, 2), Sizes(64, 32, 8, 2))
 
 
 def descriptor(x: Tensor, block: int) -> TensorDescriptor:

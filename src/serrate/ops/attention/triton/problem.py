@@ -1,6 +1,6 @@
 """A call as the kernels take it: which rows there are, what kind of mask, which factors."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ NO_LIMIT = 2**30  # longer than any row
 _SELF, _CROSS, _DENSE = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """A call as the kernels take it.
 
     queries: offsets, the same object as `keys` in self-attention, None for dense ones; context, targets: `(B,)`, both

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .plan import Plan, Sizes, block_width
 from .problem import CAUSAL, Problem
-from .tile import LN_2, LOG2_E, load_rows, store_rows, strides
+from .tile import LOG2_E, base_2, load_rows, natural, store_rows, strides
 
 
 def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequence[Tensor]) -> None:
@@ -47,7 +47,7 @@ def _numbers(inputs: Sequence[Tensor], problem: Problem, sizes: Sizes) -> tuple:
     """What both kernels take after their tensors."""
     q, k, v = inputs
     events, heads, width = q.shape
-    return (events, problem.scale * LOG2_E.value, heads, strides(q, k, v), width, v.shape[2], block_width(width),
+    return (events, problem.scale * LOG2_E, heads, strides(q, k, v), width, v.shape[2], block_width(width),
             block_width(v.shape[2]), sizes.tile, sizes.block, problem.kind == CAUSAL)
 
 
@@ -129,7 +129,7 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
     lse = tl.load(lse_source + rows, mask=rows < T, other=0.0)
     if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
         grad_lse += tl.cast(h, tl.int64) * T
-        delta -= tl.load(grad_lse + rows, mask=rows < T, other=0.0) * LOG2_E
+        delta -= base_2(tl.load(grad_lse + rows, mask=rows < T, other=0.0))
     dq = tl.zeros([BM, BD], tl.float32)
     dk = tl.zeros([BM, BD], tl.float32)
     dv = tl.zeros([BM, BDV], tl.float32)
@@ -144,7 +144,7 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
         delta_n = tl.sum(o_n.to(tl.float32) * do_n.to(tl.float32), 1)
         lse_n = tl.load(lse_source + others)
         if grad_lse is not None:
-            delta_n -= tl.load(grad_lse + others) * LOG2_E
+            delta_n -= base_2(tl.load(grad_lse + others))
         same = (others[None, :] >= tl.maximum(low, n)[:, None]) & (others[None, :] < high[:, None])
         seen = same & (others[None, :] <= rows[:, None]) if CAUSAL else same
         p = tl.exp2(tl.dot(q, k_n.T) * scale - lse[:, None])
@@ -157,6 +157,6 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
         dv = tl.dot(p.to(k.dtype), do_n, dv)
         ds = p * (tl.dot(v, do_n.T) - delta_n[None, :])
         dk = tl.dot(ds.to(k.dtype), q_n, dk)
-    store_rows(dq_target, dq * (scale * LN_2), first, h, H, T, D, BD, BM)
-    store_rows(dk_target, dk * (scale * LN_2), first, h, H, T, D, BD, BM)
+    store_rows(dq_target, dq * natural(scale), first, h, H, T, D, BD, BM)
+    store_rows(dk_target, dk * natural(scale), first, h, H, T, D, BD, BM)
     store_rows(dv_target, dv, first, h, H, T, DV, BDV, BM)

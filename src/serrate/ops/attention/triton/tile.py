@@ -10,12 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dropout import OF_HEADS, OF_KEYS
-from .problem import NO_LIMIT as _NO_LIMIT
-
-LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
-NO_LIMIT = tl.constexpr(_NO_LIMIT)
-_OF_KEYS, _OF_HEADS = tl.constexpr(OF_KEYS), tl.constexpr(OF_HEADS)
+LOG2_E = 1.4426950408889634
 
 
 def precision() -> str:
@@ -27,6 +22,21 @@ def strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:
     """Return the strides of q, k and v over dense rows (0 where there are none), events and heads."""
     dense = q.stride()[:3] if q.dim() == 4 else (0, *q.stride()[:2])
     return *dense, 0, *k.stride()[:2], 0, *v.stride()[:2]
+
+
+# Numbers stand in the kernels and not at the top of the module: each launch compares what is read from there.
+
+
+@triton.jit
+def natural(x):
+    """`x` counted in base 2, as a natural logarithm."""
+    return x * 0.6931471805599453
+
+
+@triton.jit
+def base_2(x):
+    """The gradient of a natural logarithm as that of one in base 2, or a natural logarithm in base 2."""
+    return x * 1.4426950408889634
 
 
 @triton.jit
@@ -130,9 +140,9 @@ def sizes_of_row(limits, counts, row, n, PER_ROW: tl.constexpr):
 
 @triton.jit
 def block_of(at, block):
-    """Where the block of a position begins and ends."""
+    """Where the block of a position begins and ends; 2**30 is `problem.NO_LIMIT`."""
     start = tl.where(at < 0, -block, at // block * block)
-    return tl.where(block == NO_LIMIT, -NO_LIMIT, start), tl.where(block == NO_LIMIT, NO_LIMIT, start + block)
+    return tl.where(block == 2**30, -(2**30), start), tl.where(block == 2**30, 2**30, start + block)
 
 
 @triton.jit
@@ -245,7 +255,7 @@ def query_blocks(first, last, row, m, n, BM: tl.constexpr, MASK: tl.constexpr):
     return b0, b1, u0, u1
 
 
-# --- dropout: see `dropout.py` for the draw ---
+# --- dropout: see `dropout.py` for the draw and its numbers ---
 
 
 @triton.jit
@@ -260,11 +270,11 @@ def mixed(x):
 def query_bits(seed, h, events):
     """The bits of queries, uint32."""
     low = (tl.load(seed) & 0xFFFFFFFF).to(tl.uint32)
-    return mixed(mixed(events.to(tl.uint32) ^ low) + tl.cast(h, tl.uint32) * _OF_HEADS)
+    return mixed(mixed(events.to(tl.uint32) ^ low) + tl.cast(h, tl.uint32) * 0x7FEB352D)
 
 
 @triton.jit
 def key_bits(seed, events):
     """The bits of keys, uint32."""
     high = ((tl.load(seed) >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    return mixed(mixed(events.to(tl.uint32) ^ high) + _OF_KEYS)
+    return mixed(mixed(events.to(tl.uint32) ^ high) + 0x9E3779B9)
