@@ -215,11 +215,14 @@ def _floats(tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
 def _check_lse(actual: Tensor, oracle: Tensor, plain: Tensor, rounding: float, dtype: torch.dtype) -> None:
     """Half precision or not, the log-sum-exp is held to the plain computation in float32.
 
-    One allowance: torch's kernel for half precision on the CPU takes exponentials that are good to 1e-4 only, which is
-    far less than a log-sum-exp kept in half precision would lose.
+    Two allowances: kernels count in base 2, and the change of base is one rounding more; torch's kernel for half
+    precision on the CPU takes exponentials that are good to 1e-4 only, which is far less than a log-sum-exp kept in
+    half precision would lose.
     """
     assert actual.dtype == torch.float32
+    finite = oracle[oracle.isfinite()]
     budget = error_budget(oracle, plain, torch.float32) + rounding
+    budget += ulp(torch.float32, float(finite.abs().max())) if finite.numel() else 0.0
     budget += torch.finfo(torch.float16).eps / 8 if dtype != torch.float32 else 0.0
     error = largest_error(actual, oracle)
     assert error <= budget, f"log-sum-exp: error {error:.3e} is over the budget {budget:.3e}"

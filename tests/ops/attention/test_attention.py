@@ -323,7 +323,7 @@ def test_custom_operators_are_well_behaved(case):
     torch.library.opcheck(torch.ops.serrate.row_attention_cpu_backward.default, backward)
 
 
-def compiled_and_eager_agree(backend, cases, *, lse=False, **arguments):
+def compiled_and_eager_agree(backend, device, cases, *, lse=False):
     """Compile once, whole, and compare on every case."""
     def loss(q, k, v, offsets, **given):
         outputs = attention(q * 2, k, v, offsets, return_lse=lse, **given)
@@ -335,39 +335,43 @@ def compiled_and_eager_agree(backend, cases, *, lse=False, **arguments):
     fresh = torch.compiler.config.patch(force_disable_caches=True)
     with fresh, torch._dynamo.config.patch(error_on_recompile=True):
         for case in cases:
-            *tensors, offsets = case.tensors()
-            given = case.arguments() | arguments
+            *tensors, offsets = case.tensors(device=device)
+            given = case.arguments(device)
             leaves = [x.requires_grad_() for x in tensors]
             eager = torch.autograd.grad(loss(*leaves, offsets, **given), leaves)
             torch.testing.assert_close(torch.autograd.grad(compiled(*leaves, offsets, **given), leaves), eager)
 
 
+@every_device
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiles_whole_and_once_for_all_lengths(backend):
+def test_compiles_whole_and_once_for_all_lengths(backend, device):
     compiled_and_eager_agree(
-        backend, [Case("", lengths) for lengths in ((3, 6), (2, 0, 9, 4), (1, 1, 64), (7,) * 30)])
+        backend, device, [Case("", lengths) for lengths in ((3, 6), (2, 0, 9, 4), (1, 1, 64), (7,) * 30)])
 
 
 FIRST = (3, 6, 1, 2, 0, 1)  # no two sizes of these inputs are equal, which torch would take for a rule
 
 
-def test_compiles_cross_attention_once_for_all_lengths():
+@every_device
+def test_compiles_cross_attention_once_for_all_lengths(device):
     rows = ((FIRST, (4, 0, 7, 3, 2, 1)), ((2, 0, 9, 4), (0, 3, 5, 70)), ((1, 5, 64), (9, 9, 9)))
-    compiled_and_eager_agree("aot_eager", [
+    compiled_and_eager_agree("aot_eager", device, [
         Case("", queries, heads=4, kv_heads=2, value_width=5, kv_lengths=keys, mask=CAUSAL) for queries, keys in rows],
         lse=True)
 
 
-def test_compiles_target_attention_once_for_all_lengths():
+@every_device
+def test_compiles_target_attention_once_for_all_lengths(device):
     cases = ((FIRST, 5), ((2, 0, 9, 4), 2), ((2, 64, 7), 9))
-    compiled_and_eager_agree("aot_eager", [Case("", keys, dense=dense, mask=Mask()) for keys, dense in cases])
+    compiled_and_eager_agree("aot_eager", device, [Case("", keys, dense=dense, mask=Mask()) for keys, dense in cases])
 
 
-def test_compiles_masks_once_for_all_lengths():
+@every_device
+def test_compiles_masks_once_for_all_lengths(device):
     def mask(*counts):
         return Mask(causal=True, window=(5, None), block=7, context=torch.tensor(counts), targets=2)
 
-    compiled_and_eager_agree("aot_eager", [
+    compiled_and_eager_agree("aot_eager", device, [
         Case("", FIRST, mask=mask(1, 2, 0, 9, 1, 1)), Case("", (2, 0, 9, 4), mask=mask(0, 0, 9, 1)),
         Case("", (2, 64, 7), mask=mask(2, 3, 4))])
 
@@ -383,8 +387,9 @@ def test_a_hundred_longest_rows_compile_once():
             assert torch.equal(compiled(q, k, v, offsets, mask=CAUSAL, longest=longest), expected)
 
 
+@every_device
 @pytest.mark.parametrize("masked", [False, True], ids=["causal", "everything"])
-def test_exports_with_free_lengths(masked):
+def test_exports_with_free_lengths(masked, device):
     class Attention(torch.nn.Module):
         def forward(self, q, k, v, offsets, kv_offsets, context):
             mask = Mask(causal=True, window=(3, None), block=9, context=context, targets=1) if masked else CAUSAL
@@ -392,7 +397,8 @@ def test_exports_with_free_lengths(masked):
 
     def inputs(queries, keys):
         case = Case("", queries, kv_lengths=keys)
-        return *case.tensors(), case.arguments()["kv_offsets"], torch.arange(len(queries))
+        context = torch.arange(len(queries), device=device)
+        return *case.tensors(device=device), case.arguments(device)["kv_offsets"], context
 
     events, keys, rows = (torch.export.Dim(name, min=1, max=2**20) for name in ("events", "keys", "rows"))
     exported = torch.export.export(
