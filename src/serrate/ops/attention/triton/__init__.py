@@ -93,7 +93,10 @@ def _compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequen
     elif plan.tiling.few:
         few.launch((grad, grad_lse), inputs, problem, plan.tiling.few, results, gradients)
     elif plan.tiling.hopper[1]:
-        from .hopper import backward as on_hopper
+        if q.shape[2] > 64:
+            from .hopper import backward as on_hopper
+        else:
+            from .hopper import backward_64 as on_hopper
 
         on_hopper.launch((grad, grad_lse), inputs, problem, plan, results, gradients)
     else:

@@ -15,6 +15,9 @@ from .problem import FULL, GENERAL, Problem
 
 WORTH_DESCRIBING = 4096  # events, below which describing tensors to the copy engine takes longer than it saves
 
+# Off: as a prototype .79 and .74 ms against .94 and .87 on `paper` and `mid`, but not yet through the suite on a GPU
+BACKWARD_64 = False
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -65,7 +68,7 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     if problem.plain and own_heads and width <= 64 <= q.shape[0] < 48 * rows:
         return _of_short_rows(width)
     if tma and problem.plain and on_hopper(q, k, v):
-        return _on_hopper(width, heads_first, own_heads)
+        return _on_hopper(width, heads_first, own_heads and (width == 128 or BACKWARD_64))
     return _of_any(width, heads_first, tma, problem.kind, problem.plain)
 
 
@@ -95,12 +98,12 @@ def _of_short_rows(width: int) -> Tiling:
 
 
 @lru_cache
-def _on_hopper(width: int, heads_first: bool, own_heads: bool) -> Tiling:
-    """Return the sizes for the kernels in `hopper`, and for ours where those have no backward."""
+def _on_hopper(width: int, heads_first: bool, backward: bool) -> Tiling:
+    """Return the sizes for the kernels in `hopper`, and those of ours where `backward` is not for them."""
     forward = Sizes(64 if width == 64 or heads_first else 128, 64, 4, 2)
     queries, keys = (Sizes(64, 32, 4, 3, True), Sizes(64, 32, 4, 3, True, 128)) if width == 64 else (
         Sizes(128, 64, 8, 3, True), Sizes(64, 64, 4, 2, True))
-    return Tiling(heads_first, forward, queries, keys, hopper=(True, width == 128 and own_heads))
+    return Tiling(heads_first, forward, queries, keys, hopper=(True, backward))
 
 
 @lru_cache

@@ -1,0 +1,270 @@
+"""The backward kernels of plain jagged self-attention for Hopper, in Gluon, for heads 33 to 64 wide.
+
+A program is one warp group with a tile of 64 events; three or four share a multiprocessor and cover for each other.
+One kernel gives the gradients of queries, one those of keys and values. No atomics: each gradient is written once.
+
+The log-sum-exp and delta of a query reach the second kernel as factors of two small products: see `_store_terms`.
+"""
+
+# ruff: noqa: N803, N806, RUF005
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from ..plan import Plan
+from ..problem import CAUSAL, Problem
+from .forward import barriers, count_blocks, describe, find_tile, store_rows
+
+LN_2, LOG2_E = gl.constexpr(0.6931471805599453), gl.constexpr(1.4426950408889634)
+TILE = 64  # events of a tile: what one matrix instruction takes
+TERMS = 16  # columns of `_store_terms`: the least that a product sums over
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Events of the blocks that a kernel works through, how many of these it has asked for at a time, registers."""
+
+    block: int
+    stages: int
+    registers: int
+
+
+_QUERIES, _KEYS = _Sizes(64, 2, 128), _Sizes(64, 2, 168)
+
+
+def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: Plan,
+           results: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Fill the gradients of q, k and v `(T, H, D)` from those of the results, the inputs, results of the forward pass.
+
+    `grads` of output and log-sum-exp are contiguous; the copy engine can read q, k and v, which have events and as many
+    heads each.
+    """
+    q, k, v = inputs
+    grad, grad_lse = grads
+    out, lse = results
+    dq, dk, dv = gradients
+    events, heads, width = q.shape
+    terms = q.new_empty((events, heads, TERMS), dtype=torch.bfloat16)
+    tiles = plan.queries(TILE)
+    count = tiles.shape[1]
+    numbers = (tiles, count, events, problem.scale * LOG2_E.value, heads, width, v.shape[2], problem.kind == CAUSAL,
+               plan.tiling.heads_first)
+    size = _QUERIES
+    _queries[(count * heads,)](
+        describe(q, TILE), describe(grad, TILE), describe(k, size.block), describe(v, size.block), out, grad_lse, lse,
+        terms, dq, *numbers, size.stages, num_warps=4, maxnreg=size.registers)
+    size = _KEYS
+    _keys[(count * heads,)](
+        describe(k, TILE), describe(v, TILE), describe(q, size.block), describe(grad, size.block),
+        _describe_terms(terms, size.block), dk, dv, *numbers, size.stages, num_warps=4, maxnreg=size.registers)
+
+
+def _describe_terms(x: Tensor, block: int) -> TensorDescriptor:
+    """Describe terms `(T, H, 16)` to the copy engine."""
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [block, 1, TERMS], gl.NVMMASharedLayout(32, 16, rank=3))
+
+
+@gluon.jit
+def _load(descs, buffers, full, j, blocks, n, h):
+    """Ask for block j, at n, of each of some tensors, if there is that block."""
+    stage = j % full.shape[0]
+    there = j < blocks
+    size: gl.constexpr = _bytes(descs)
+    mbarrier.expect(full.index(stage), size, pred=there)
+    for i in gl.static_range(len(descs)):
+        tma.async_copy_global_to_shared(descs[i], [n, h, 0], full.index(stage), buffers[i].index(stage), pred=there)
+
+
+@gluon.constexpr_function
+def _bytes(descs):
+    """The size of a block of each of some tensors."""
+    return sum(each.block_type.nbytes for each in descs)
+
+
+@gluon.jit
+def _buffer(desc, N: gl.constexpr):
+    """Room for N blocks of a tensor."""
+    return gl.allocate_shared_memory(desc.dtype, [N] + desc.block_type.shape, desc.layout)
+
+
+# --- gradients of keys and values ---
+
+
+@gluon.jit(do_not_specialize=["T", "count"])
+def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, plan, count, T, scale, H,
+          D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr, S: gl.constexpr):
+    """The gradients of a tile of keys and values, from the one range of queries that can see them."""
+    BM: gl.constexpr = k_desc.block_type.shape[0]
+    BN: gl.constexpr = q_desc.block_type.shape[0]
+    BD: gl.constexpr = k_desc.block_type.shape[2]
+    dtype: gl.constexpr = k_desc.dtype
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
+    a_layout: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
+    s_cols: gl.constexpr = gl.SliceLayout(0, s_layout)
+    first, h, start, end = find_tile(plan, count, H, False, HEADS_FIRST)
+    if first < end:
+        if CAUSAL:
+            start = first
+        blocks = (end - start + BN - 1) // BN
+        k_smem, v_smem = _buffer(k_desc, 1), _buffer(v_desc, 1)
+        q_smem, grad_smem, terms_smem = _buffer(q_desc, S), _buffer(grad_desc, S), _buffer(terms_desc, S)
+        descs = (q_desc, grad_desc, terms_desc)
+        buffers = (q_smem, grad_smem, terms_smem)
+        own, full = barriers(1, 1), barriers(S, 1)
+        fence_async_shared()
+        _load((k_desc, v_desc), (k_smem, v_smem), own, 0, 1, first, h)
+        for j in gl.static_range(S):
+            _load(descs, buffers, full, j, blocks, start + j * BN, h)
+        keys = first + gl.arange(0, BM, gl.SliceLayout(1, s_layout))
+        zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
+        dk = gl.full([BM, BD], 0.0, gl.float32, o_layout)
+        dv = gl.full([BM, BD], 0.0, gl.float32, o_layout)
+        column = gl.arange(0, 16, gl.SliceLayout(0, a_layout))[None, :] + gl.full([BM, 16], 0, gl.int32, a_layout)
+        take_lse = gl.where(column < 3, 1.0, 0.0).to(gl.bfloat16)
+        take_delta = gl.where((column >= 8) & (column < 11), 1.0, 0.0).to(gl.bfloat16)
+        mbarrier.wait(own.index(0), 0)
+        k = k_smem.index(0).reshape([BM, BD])
+        v = v_smem.index(0).reshape([BM, BD])
+        for j in range(blocks):
+            stage = j % S
+            n = start + j * BN
+            rows = n + gl.arange(0, BN, s_cols)
+            mbarrier.wait(full.index(stage), (j // S) & 1)
+            q = q_smem.index(stage).reshape([BN, BD])
+            grad = grad_smem.index(stage).reshape([BN, BD])
+            terms = terms_smem.index(stage).reshape([BN, 16]).permute([1, 0])
+            scores = warpgroup_mma(take_lse, terms, zeros, use_acc=False, is_async=True)
+            scores = warpgroup_mma(k, q.permute([1, 0]), scores, is_async=True)
+            dots = warpgroup_mma(take_delta, terms, zeros, use_acc=False, is_async=True)
+            dots = warpgroup_mma(v, grad.permute([1, 0]), dots, is_async=True)
+            s = warpgroup_mma_wait(2, [scores])
+            p = gl.exp2(s * scale)
+            if CAUSAL:
+                if (n < first + BM) | (n + BN > end):
+                    p = gl.where((rows[None, :] >= keys[:, None]) & (rows < end)[None, :], p, 0.0)
+            else:
+                if n + BN > end:
+                    p = gl.where((rows < end)[None, :], p, 0.0)
+            weights = gl.convert_layout(p.to(dtype), p_layout)
+            dp = warpgroup_mma_wait(0, [dots])
+            dv_next = warpgroup_mma(weights, grad, dv, is_async=True)
+            ds = gl.convert_layout((p * dp).to(dtype), p_layout)
+            dk_next = warpgroup_mma(ds, q, dk, is_async=True)
+            dv, dk, weights, ds = warpgroup_mma_wait(0, [dv_next, dk_next, weights, ds])
+            gl.thread_barrier()  # all warps are through with the block
+            _load(descs, buffers, full, j + S, blocks, n + S * BN, h)
+        store_rows(dv_target, dv.to(dtype), first, h, end, H, DV)
+        store_rows(dk_target, (dk * (scale * LN_2)).to(dtype), first, h, end, H, D)
+
+
+# --- gradients of queries ---
+
+
+@gluon.jit
+def _load_rows(source, first, h, end, H, D: gl.constexpr, BM: gl.constexpr, BD: gl.constexpr, layout: gl.constexpr):
+    """The events from `first` on, up to `end`, of one head of a contiguous (T, H, D): (BM, BD), in float32."""
+    step = gl.arange(0, BM, gl.SliceLayout(1, layout))
+    d = gl.arange(0, BD, gl.SliceLayout(0, layout))
+    at = source + gl.cast(first, gl.int64) * (H * D) + h * D + (step[:, None] * (H * D) + d[None, :])
+    return gl.load(at, mask=(first + step < end)[:, None] & (d[None, :] < D), other=0.0).to(gl.float32)
+
+
+@gluon.jit
+def _store_terms(target, lse, delta, first, h, end, H, scale):
+    """Store `-lse / scale` and `-delta` of queries as three bfloat16 terms each: target (T, H, 16).
+
+    The terms of the one, which together keep 24 bits, are in columns 0 to 2, those of the other in 8 to 10.
+    """
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
+    step = gl.arange(0, lse.shape[0], gl.SliceLayout(1, layout))
+    column = gl.arange(0, 16, gl.SliceLayout(0, layout))
+    lse = gl.convert_layout(lse, gl.SliceLayout(1, layout))
+    delta = gl.convert_layout(delta, gl.SliceLayout(1, layout))
+    rest = gl.where((column < 8)[None, :], (-lse / scale)[:, None], (-delta)[:, None])
+    a = rest.to(gl.bfloat16)
+    rest -= a.to(gl.float32)
+    b = rest.to(gl.bfloat16)
+    c = (rest - b.to(gl.float32)).to(gl.bfloat16)
+    part = (column % 8)[None, :]
+    terms = gl.where(part == 0, a, gl.where(part == 1, b, gl.where(part == 2, c, 0.0)))
+    at = target + gl.cast(first, gl.int64) * (H * 16) + h * 16 + (step[:, None] * (H * 16) + column[None, :])
+    gl.store(at, terms, mask=(first + step < end)[:, None])
+
+
+@gluon.jit(do_not_specialize=["T", "count"])
+def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_target, plan, count, T, scale, H,
+             D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr, S: gl.constexpr):
+    """The gradient of a tile of queries; on the way delta, the sum of out · grad of each, for `_keys`."""
+    BM: gl.constexpr = q_desc.block_type.shape[0]
+    BN: gl.constexpr = k_desc.block_type.shape[0]
+    BD: gl.constexpr = k_desc.block_type.shape[2]
+    dtype: gl.constexpr = k_desc.dtype
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
+    s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
+    io: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BD, BD // 8], [4, 1], [1, 0])
+    first, h, begin, end = find_tile(plan, count, H, CAUSAL, HEADS_FIRST)
+    if first < end:
+        blocks = count_blocks(first, begin, end, BM, BN, CAUSAL)
+        q_smem, grad_smem = _buffer(q_desc, 1), _buffer(grad_desc, 1)
+        k_smem, v_smem = _buffer(k_desc, S), _buffer(v_desc, S)
+        own, full = barriers(1, 1), barriers(S, 1)
+        fence_async_shared()
+        _load((q_desc, grad_desc), (q_smem, grad_smem), own, 0, 1, first, h)
+        for j in gl.static_range(S):
+            _load((k_desc, v_desc), (k_smem, v_smem), full, j, blocks, begin + j * BN, h)
+        ours = _load_rows(out, first, h, end, H, DV, BM, BD, io)
+        rows_io = first + gl.arange(0, BM, gl.SliceLayout(1, io))
+        of_head = gl.cast(h, gl.int64) * T
+        past_io = gl.load(lse + of_head + rows_io, mask=rows_io < end, other=0.0)
+        mbarrier.wait(own.index(0), 0)
+        q = q_smem.index(0).reshape([BM, BD])
+        do = grad_smem.index(0).reshape([BM, BD])
+        deltas_io = gl.sum(ours * do.load(io).to(gl.float32), 1)
+        if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
+            deltas_io -= gl.load(grad_lse + of_head + rows_io, mask=rows_io < end, other=0.0) * LOG2_E
+        _store_terms(terms, past_io, deltas_io, first, h, end, H, scale)
+        past = gl.convert_layout(past_io, s_rows)
+        deltas = gl.convert_layout(deltas_io, s_rows)
+        rows = first + gl.arange(0, BM, s_rows)
+        high = rows * 0 + end
+        safe = end
+        if CAUSAL:
+            high = gl.minimum(high, rows + 1)
+            safe = gl.minimum(end, first)
+        zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
+        dq = gl.full([BM, BD], 0.0, gl.float32, o_layout)
+        for j in range(blocks):
+            stage = j % S
+            mbarrier.wait(full.index(stage), (j // S) & 1)
+            k = k_smem.index(stage).reshape([BN, BD])
+            v = v_smem.index(stage).reshape([BN, BD])
+            scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
+            dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
+            s = warpgroup_mma_wait(1, [scores])
+            p = gl.exp2(s * scale - past[:, None])
+            n = begin + j * BN
+            if n + BN > safe:
+                p = gl.where((n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < high[:, None], p, 0.0)
+            dp = warpgroup_mma_wait(0, [dots])
+            ds = gl.convert_layout((p * (dp - deltas[:, None])).to(dtype), p_layout)
+            dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
+            gl.thread_barrier()  # all warps are through with the block
+            _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, n + S * BN, h)
+        store_rows(dq_target, (dq * (scale * LN_2)).to(dtype), first, h, end, H, D)
