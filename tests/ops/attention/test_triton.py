@@ -146,8 +146,8 @@ def test_a_second_derivative_is_refused_and_never_wrong():
     q.requires_grad_()
     (grad,) = torch.autograd.grad(attention(q, k, v, offsets, implementation="triton").square().sum(), q,
                                   create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
-        grad.sum().backward()
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (grad.sum() + q.square().sum()).backward()  # a graph without attention's part would be wrong, and silent
 
 
 def test_the_benchmark_checks_and_measures():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..api import Call, Rows, Settings
 from .problem import Problem, from_arguments, make_problem
@@ -77,6 +78,7 @@ def _compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequen
                        plan: "Plan") -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v, contiguous; saved are these, the output and the log-sum-exp."""
     from . import backward, few, short
+    from .plan import describable
 
     q, k, v, *results = saved
     gradients = _gradients(q, k, v)
@@ -92,7 +94,7 @@ def _compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequen
         short.launch_backward((grad, grad_lse), inputs, problem, plan, results, gradients)
     elif plan.tiling.few:
         few.launch((grad, grad_lse), inputs, problem, plan.tiling.few, results, gradients)
-    elif plan.tiling.hopper[1]:
+    elif plan.tiling.hopper[1] and describable(grad):
         if q.shape[2] > 64:
             from .hopper import backward as on_hopper
         else:
@@ -175,6 +177,12 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():  # a graph of the gradients is wanted, which costs time to refuse
+            return once_differentiable(_Direct._once)(ctx, *grads)
+        return _Direct._once(ctx, *grads)
+
+    @staticmethod
+    def _once(ctx, *grads: Tensor | None):
         if grads[0] is None and grads[1] is None:
             return None, None, None, None
         return *_compute_gradients((grads[0], grads[1]), ctx.saved_tensors, ctx.problem, ctx.plan), None
