@@ -453,6 +453,15 @@ def test_nested_with_holes():
     assert padded.grad.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]
 
 
+def test_nested_is_read_where_torch_compiles():
+    def doubled(values, offsets):
+        return from_nested(torch.nested.nested_tensor_from_jagged(values, offsets)).values * 2
+
+    compiled = torch.compile(doubled, fullgraph=True, dynamic=True, backend="eager")
+    values = torch.arange(10.0).view(5, 2)
+    assert torch.equal(compiled(values, torch.tensor([0, 2, 5])), values * 2)
+
+
 @pytest.mark.parametrize(("nested", "message"), [
     (torch.zeros(2, 3), r"nested: expected a nested tensor of layout torch.jagged, got layout torch.strided"),
     ([[1]], r"nested: expected a nested tensor of layout torch.jagged, got list"),

@@ -337,7 +337,8 @@ def from_nested(nested: Tensor) -> JaggedTensor:
     if not isinstance(nested, Tensor) or not nested.is_nested or nested.layout != torch.jagged:
         got = f"layout {nested.layout}" if isinstance(nested, Tensor) else type(nested).__name__
         raise InvalidArgument("nested", "a nested tensor of layout torch.jagged", got)
-    if isinstance(nested.shape[1], int):  # the ragged size is symbolic
+    # no public name tells the ragged axis where torch.compile traces: sizes all look like integers there
+    if nested._ragged_idx != 1:  # type: ignore[attr-defined]
         raise InvalidArgument("nested", "shape (B, ragged, ...)", tuple(nested.shape))
     # NestedTensor gives `lengths`, but the type of a tensor does not say so
     values, offsets, lengths = nested.values(), nested.offsets(), nested.lengths()  # type: ignore[attr-defined]
