@@ -1,9 +1,12 @@
 """Rows of figures: what stands behind each, how they replace one another, what a page says of them."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
+import torch
 
 from serrate.ops import figures
 
@@ -26,13 +29,42 @@ def test_a_command_is_told_as_it_can_be_given_again(monkeypatch):
         assert figures.command() == f"{told} --n 3"
 
 
-def test_the_commit_can_be_given(monkeypatch):
-    monkeypatch.setenv("SERRATE_COMMIT", "abc")
+@pytest.mark.parametrize(("given", "told"), [
+    ("/data/log.csv", "$SERRATE_DATA/log.csv"), ("--log=/data/log.csv", "--log=$SERRATE_DATA/log.csv"),
+    ("/database/log.csv", "log.csv"), ("/elsewhere/a b", "'a b'"), ("--out=/elsewhere/a.json", "--out=a.json"),
+    ("runs/first", "runs/first"), ("a = 1", "'a = 1'"),
+])  # fmt: skip
+def test_a_command_names_no_folder_of_the_machine(monkeypatch, given, told):
+    monkeypatch.setenv("SERRATE_DATA", "/data")
+    monkeypatch.setattr(sys, "argv", ["x.py", given])
+    assert figures.command() == f"python x.py {told}"
+
+
+@pytest.fixture
+def no_commit():
+    """The commit is asked for anew, before and after."""
     figures.commit.cache_clear()
-    try:
-        assert figures.commit() == "abc"
-    finally:
-        figures.commit.cache_clear()
+    yield
+    figures.commit.cache_clear()
+
+
+def test_the_commit_can_be_given(monkeypatch, no_commit):
+    monkeypatch.setenv("SERRATE_COMMIT", "abc")
+    assert figures.commit() == "abc"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.CalledProcessError(128, "git")], ids=str)
+def test_a_commit_that_git_does_not_tell_is_unknown(monkeypatch, no_commit, error):
+    def run(*_, **__):
+        raise error
+
+    monkeypatch.delenv("SERRATE_COMMIT", raising=False)
+    monkeypatch.setattr(subprocess, "run", run)
+    assert figures.commit() == "unknown"
+
+
+def test_a_version_that_is_not_told_is_unknown():
+    assert figures.versions(("torch", "not-there"))["not-there"] == "unknown"
 
 
 def test_rows_replace_those_of_the_same_key_and_no_others(tmp_path):
@@ -54,6 +86,10 @@ def test_a_table_and_where_its_figures_come_from():
     assert told.startswith("- `")
 
 
-@pytest.mark.parametrize("kind", [None, "cpu"])
-def test_the_device_is_named(kind):
-    assert figures.device(kind)
+def test_the_device_is_the_one_of_that_kind(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X1")
+    assert figures.device() == figures.device("cuda") == "NVIDIA X1"
+    assert figures.device("cpu") == f"CPU, {os.cpu_count()} cores"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert figures.device() == figures.device("cpu")

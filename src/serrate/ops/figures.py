@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,18 @@ def command() -> str:
 
 
 def _without_place(argument: str) -> str:
-    data = os.environ.get("SERRATE_DATA")
-    if data and argument.startswith(data):
-        return "$SERRATE_DATA" + argument.removeprefix(data)
-    return Path(argument).name if argument.startswith("/") else shlex.quote(argument)
+    option, equals, value = argument.partition("=")
+    if equals and option.startswith("-"):
+        return f"{option}={_without_place(value)}"
+    path, data = Path(argument), os.environ.get("SERRATE_DATA")
+    if data and path.is_relative_to(data):
+        return str(Path("$SERRATE_DATA") / path.relative_to(data))
+    return shlex.quote(path.name if path.is_absolute() else argument)
 
 
 @lru_cache(maxsize=1)
 def commit() -> str:
-    """Return the short commit, with a + where the tree differs from it; `SERRATE_COMMIT` where there is no git."""
+    """Return the short commit, with a + where the tree differs from it; `SERRATE_COMMIT`, or `unknown`, without git."""
     if "SERRATE_COMMIT" in os.environ:
         return os.environ["SERRATE_COMMIT"]
     if not (_ROOT / ".git").exists() or _PACKAGE.parent.name != "src":  # installed; git would find someone else's
@@ -96,8 +99,11 @@ def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "src", "benchmarks/*.py")
-    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    try:
+        changed = git("status", "--porcelain", "--", "src", "benchmarks/*.py")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):  # no git here, or one that does not trust this checkout
+        return "unknown"
 
 
 def device(kind: str | None = None) -> str:
@@ -107,6 +113,12 @@ def device(kind: str | None = None) -> str:
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Return the versions that matter."""
-    return {"python": platform.python_version(), **{name: version(name) for name in packages},
+    """Return the versions that matter; `unknown` where a package came under another name."""
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "unknown"
+
+    return {"python": platform.python_version(), **{name: installed(name) for name in packages},
             "serrate": __version__}
