@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import serrate.cli.bench as command
+from serrate.data import DataConfig, prepare
 
 TINY = ["--heads", 1, "--width", 8, "--device", "cpu", "--seconds", 0.05]
 
@@ -113,16 +114,26 @@ def test_padding_that_would_take_too_long_is_left_out(serrate, tmp_path):
         (["uniform:99999999"], ["LENGTHS"]),
         (["nothing-there.csv"], ["nothing-there.csv", "no such file"]),
         (["uniform:12", "--rows", 0], ["--rows"]),
+        (["uniform:12", "--rows", 10**14], ["--rows"]),
         (["uniform:12", "--heads", 0], ["--heads"]),
+        (["uniform:12", "--width", 10**20], ["--width"]),
+        (["uniform:12", "--filter", "item > 1"], ["--filter", "a log", "uniform:12"]),
         (["uniform:12", "--dtype", "bfloat"], ["--dtype", "did you mean 'bfloat16'?"]),
         (["uniform:12", "--device", "tpu"], ["--device", "cpu or cuda"]),
         (["uniform:12", "--max-length", 0], ["--max-length"]),
+        (["uniform:12", "--max-length", 10**20], ["--max-length"]),
         ([], ["LENGTHS"]),
     ],
     ids=str,
 )
 def test_a_mistake_is_one_line(refused, arguments, words):
     refused("bench", "attention", *arguments, words=words)
+
+
+def test_the_filter_of_a_prepared_data_set_is_its_own(refused, long_log, tmp_path):
+    prepare(long_log, DataConfig(), tmp_path / "prepared")
+    assert sorted(workload(rows=40, lengths=str(tmp_path / "prepared")).given) == list(range(1, 41))
+    refused("bench", "attention", tmp_path / "prepared", "--filter", "liked = 1", words=["--filter", "a log"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -135,7 +146,8 @@ def test_a_log_with_other_columns_is_a_mistake(refused, tmp_path):
     refused("bench", "attention", tmp_path / "log.csv", words=["no column 'user'", "'who'"])
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("much"), RuntimeError("you can't allocate memory")], ids=str)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("much"), RuntimeError("you can't allocate memory"),
+                                   RuntimeError("Storage size calculation overflowed")], ids=str)
 def test_what_does_not_fit_is_told(refused, monkeypatch, error):
     def compare(inputs, how):
         raise error
@@ -149,7 +161,7 @@ def test_the_group_alone_shows_its_commands(serrate):
     shown = serrate("bench")
     assert shown == serrate("bench", "--help")
     assert "attention" in shown.out
-    assert "..." not in shown.out.partition("Commands:")[2]
+    assert "..." not in shown.out[shown.out.index("Commands:"):]
 
 
 @pytest.mark.gpu

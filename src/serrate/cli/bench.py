@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from ..data import DataConfig
-from ..data.lengths import history_lengths
+from ..data.lengths import history_lengths, is_prepared
 from ..errors import InvalidArgument, NotUsable, suggest
 from ..files import write_aside
 from ..ops import figures
@@ -31,8 +31,10 @@ app = group("Kernels beside their peers, on your histories.")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ROWS = 1024
+_MOST = 9_999_999  # rows, heads and so on: a number that torch can multiply, or says that it cannot
 _CPU_EVENTS = 16384  # of a batch, unless the number of rows is given: some seconds in all
 _SPREADS = get_args(Spread)
+_TOO_LARGE = ("allocate memory", "overflow")  # what torch says on a CPU, and of sizes that nothing could hold
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,17 @@ class AttentionOptions:
         metavar="LENGTHS", help="a log, a prepared data set, or a distribution such as uniform:512",
         show_default=False)]
     rows: Annotated[int | None, typer.Option(
-        metavar="NUMBER", min=1, help="rows of the batch; by default 1,024, on a CPU about 16,384 events")] = None
-    heads: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="heads")] = 4
-    width: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="width of a head")] = 64
+        metavar="NUMBER", min=1, max=_MOST,
+        help="rows of the batch; by default 1,024, on a CPU about 16,384 events")] = None
+    heads: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=_MOST, help="heads")] = 4
+    width: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=_MOST, help="width of a head")] = 64
     dtype: Annotated[str | None, typer.Option(
         metavar="DTYPE", help="bfloat16 (default on a GPU), float16 or float32 (default on a CPU)")] = None
     causal: Annotated[bool, typer.Option(help="let events see what came before them only")] = True
     device: Annotated[str | None, typer.Option(
         metavar="DEVICE", help="cuda (default where there is one) or cpu")] = None
     max_length: Annotated[int | None, typer.Option(
-        metavar="NUMBER", min=1, help="keep this many events of a history at most")] = None
+        metavar="NUMBER", min=1, max=_MOST, help="keep this many events of a history at most")] = None
     user: Annotated[str, typer.Option(metavar="COLUMN", help="who, in a log")] = "user"
     item: Annotated[str, typer.Option(metavar="COLUMN", help="what, in a log")] = "item"
     condition: Annotated[str | None, typer.Option(
@@ -106,7 +109,7 @@ def attention(options: AttentionOptions) -> None:
     try:
         rows = compare(make(workload, device, dtype), how)
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):  # GPU, CPU
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in _TOO_LARGE):
             raise
         raise NotUsable(f"{workload.rows} rows up to {workload.longest} events do not fit in the memory of the "
                         f"device; try fewer with --rows, or shorter ones with --max-length") from None
@@ -139,7 +142,10 @@ def _workload(options: AttentionOptions, device: str) -> Workload:
     """Return the batch that the options describe, its lengths written out."""
     spread, colon, longest = options.lengths.partition(":")
     rows = options.rows or _ROWS
-    if colon and not Path(options.lengths).exists() and re.fullmatch(r"[a-z]+", spread):
+    drawn = bool(colon) and not Path(options.lengths).exists() and bool(re.fullmatch(r"[a-z]+", spread))
+    if options.condition is not None and (drawn or is_prepared(options.lengths)):
+        raise InvalidArgument("--filter", "a log, whose events it counts", repr(options.lengths))
+    if drawn:
         if spread not in _SPREADS or not re.fullmatch(r"[1-9]\d{0,6}", longest):
             expected = f"{', '.join(f'{name}:N' for name in _SPREADS)} with N from 1 to 9,999,999, or a log"
             raise InvalidArgument("LENGTHS", expected + suggest(spread, _SPREADS), repr(options.lengths))

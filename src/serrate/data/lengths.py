@@ -12,15 +12,20 @@ from .histories import Histories
 from .sources import Wanted, open_source
 
 
+def is_prepared(source: str) -> bool:
+    """Return whether a source is a prepared data set."""
+    return (Path(source) / "dataset.json").exists()
+
+
 def history_lengths(source: str, config: DataConfig) -> np.ndarray:
     """Return the lengths of the histories of a log `(users,)` int64, in no order; a prepared data set has its own.
 
-    Columns, format and filter count; repeats and minimum numbers of events do not.
+    Of a log, columns, format and filter count; repeats and minimum numbers of events do not.
 
     Raises:
         InvalidData: as `prepare`.
     """
-    if (Path(source) / "dataset.json").exists():
+    if is_prepared(source):
         return Histories.open(source).lengths.numpy()
     mapping = config.columns
     used = used_columns(mapping) if config.filter is None else None
