@@ -173,6 +173,13 @@ def test_dense_queries_are_not_taken_for_packed_ones():
     assert str(caught.value) == "q: expected shape (T, H, D), got (2, 1, 4, 8)"
 
 
+def test_rows_of_keys_are_not_taken_to_be_those_of_queries():
+    *qkv, ours, _ = tensors()
+    with pytest.raises(InvalidArgument) as caught:
+        flash_attn_varlen_func(*qkv, ours, None, 9, 9)
+    assert str(caught.value) == "cu_seqlens_k: expected offsets (B + 1,), got None"
+
+
 # --- varlen_attn ---
 
 

@@ -62,6 +62,7 @@ def flash_attn_varlen_func(
                                 ("return_attn_probs", return_attn_probs, False), ("block_table", block_table, None)):
         _refuse(name, value, served)
     _require_packed(q=q)
+    _require_offsets(cu_seqlens_k=cu_seqlens_k)
     return _attend((q, k, v), (cu_seqlens_q, cu_seqlens_k), _mask(window_size, causal), softmax_scale, dropout_p,
                    longest=_known(max_seqlen_q, max_seqlen_k))
 
@@ -110,10 +111,9 @@ def varlen_attn(query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_
     if getattr(wanted, "lse", wanted):
         told = "None, as attention(..., return_lse=True) is what gives the log-sum-exp"
         raise InvalidArgument("return_aux", told, repr(wanted))
-    if not isinstance(cu_seq_k, Tensor):
-        raise InvalidArgument("cu_seq_k", "offsets (B + 1,)", cu_seq_k)
+    _require_offsets(cu_seq_k=cu_seq_k)
     _require_packed(query=query, key=key)
-    _require_heads("key", query.shape[1], key.shape[1], options.get("enable_gqa", False))
+    _require_heads(query.shape[1], key.shape[1], options.get("enable_gqa", False))
     return _attend((query, key, value), (cu_seq_q, cu_seq_k), _mask(options.get("window_size", (-1, -1))),
                    options.get("scale"), longest=_known(max_q, max_k))
 
@@ -151,7 +151,7 @@ def nested_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tenso
     if is_causal and not itself:
         told = "False where query and key are not made from the same offsets tensor"
         raise InvalidArgument("is_causal", told, is_causal)
-    _require_heads("key", q.shape[1], k.shape[1], enable_gqa)
+    _require_heads(q.shape[1], k.shape[1], enable_gqa)
     out = _attend((q, k, v), (ours, ours if itself else theirs), Mask(causal=is_causal), scale, dropout_p)
     return torch.nested.nested_tensor_from_jagged(out, ours).transpose(1, 2)
 
@@ -186,9 +186,8 @@ def _mask(window: Sequence[int], causal: bool = False) -> Mask:
     return Mask(causal=causal or right == 0, window=(left, right))
 
 
-def _known(*bounds: int | Tensor) -> tuple[int, int] | None:
+def _known(ours: int | Tensor, theirs: int | Tensor) -> tuple[int, int] | None:
     """Return the bounds where the host has them; a tensor is left alone, as reading it would wait for the device."""
-    ours, theirs = bounds
     return None if isinstance(ours, Tensor) or isinstance(theirs, Tensor) else (ours, theirs)
 
 
@@ -198,9 +197,15 @@ def _require_packed(**tensors: Tensor) -> None:
             raise InvalidArgument(name, "shape (T, H, D)", tuple(tensor.shape))
 
 
-def _require_heads(name: str, ours: int, theirs: int, grouped: bool) -> None:
+def _require_offsets(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):  # attention would take None for the offsets of queries
+            raise InvalidArgument(name, "offsets (B + 1,)", tensor)
+
+
+def _require_heads(ours: int, theirs: int, grouped: bool) -> None:
     if ours != theirs and not grouped:
-        raise InvalidArgument(name, f"{ours} heads, as the queries have, or enable_gqa=True", theirs)
+        raise InvalidArgument("key", f"{ours} heads, as the queries have, or enable_gqa=True", theirs)
 
 
 def _refuse(name: str, value: Any, served: Any) -> None:

@@ -113,12 +113,12 @@ def dense(case: Case, q: Tensor, k: Tensor, v: Tensor, scale: float | None = Non
 
 
 @st.composite
-def masks(draw: st.DrawFn, rows: int, *, most: int = 6) -> Mask:
-    """Strategy for masks of a batch of so many rows; limits and counts go up to `most`."""
-    number = st.integers(0, most)
+def masks(draw: st.DrawFn, rows: int) -> Mask:
+    """Strategy for masks of a batch of so many rows; limits and counts go up to 6."""
+    number = st.integers(0, 6)
     limit = st.none() | number
     counts = limit | st.lists(number, min_size=rows, max_size=rows).map(lambda x: torch.tensor(x, dtype=torch.int64))
-    return Mask(draw(st.booleans()), (draw(limit), draw(limit)), draw(st.none() | st.integers(1, most)),
+    return Mask(draw(st.booleans()), (draw(limit), draw(limit)), draw(st.none() | st.integers(1, 6)),
                 draw(counts), draw(counts))
 
 
