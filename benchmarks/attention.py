@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from serrate.jagged import JaggedTensor, offsets_from_lengths, to_padded
-from serrate.ops.attention import Mask, attention
+from serrate.ops.attention import Mask, attention, peers
 
 LEDGER = Path(__file__).parent / "attention-cpu.json"
 README = ledger.ROOT / "src/serrate/ops/attention/README.md"
@@ -31,10 +31,7 @@ def grouped(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
 
 def split(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
     """`(T, H, D)`: one call of torch's attention a row."""
-    lengths = offsets.diff().tolist()
-    rows = zip(*(x.transpose(0, 1).split(lengths, 1) for x in (q, k, v)), strict=True)
-    outs = [scaled_dot_product_attention(*(x[None] for x in row), is_causal=True)[0] for row in rows]
-    return torch.cat(outs, 1).transpose(0, 1)
+    return peers.split(q, k, v, offsets, causal=True)
 
 
 def padded(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:

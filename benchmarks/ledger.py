@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from serrate.ops.figures import command, commit, device, row, versions, write
+from serrate.ops.figures import row, write
 
 ROOT = Path(__file__).parent.parent
 
-__all__ = ["ROOT", "command", "commit", "device", "row", "versions", "write"]
+__all__ = ["ROOT", "row", "write"]

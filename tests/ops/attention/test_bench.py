@@ -14,7 +14,7 @@ import torch
 
 from serrate.errors import NotUsable
 from serrate.ops import figures
-from serrate.ops.attention import bench, cases, peers, tables, workloads
+from serrate.ops.attention import bench, peers, tables, workloads
 from serrate.ops.attention.bench import Comparison, compare, limit, wrong
 from serrate.ops.attention.peers import PEERS, Peer, make, ours
 from serrate.ops.attention.workloads import CROWD, CURVES, FILLS, TARGETS, WORKLOADS, Workload, on_curve
@@ -42,7 +42,6 @@ def test_the_named_workloads_are_the_issue_s():
     assert float(CROWD.lengths().double().mean()) == pytest.approx(8, rel=0.01)
     assert {(each.rows, each.longest, each.heads, each.width) for each in TARGETS} == {(2048, 1024, 4, 64)}
     assert [(each.queries, each.shared) for each in TARGETS] == [(64, False), (1, False), (32, True)]
-    assert cases.WORKLOADS is WORKLOADS
 
 
 @pytest.mark.parametrize("longest", CURVES)
@@ -297,6 +296,13 @@ def test_the_tables_tell_ratios_to_the_best_peer_of_each_figure():
     assert "| triton | 30 / 90 |" in host
     assert "NVIDIA X1" in told
     assert "quoted, " in told
+
+
+def test_a_figure_of_zero_is_a_figure():
+    found = tables.Found([row_of("short", metric="peak_mib", value=0.0)])
+    assert found.cell("short", "triton", ["peak_mib"]) == "0"
+    assert found.cell("short", "triton", ["peak_mib", "forward_ms"]) == "0 / –"
+    assert found.cell("short", "triton", ["forward_ms"]) == "–"
 
 
 def test_the_page_is_filled_between_its_marks(tmp_path):

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from serrate.jagged import offsets_from_lengths
 from serrate.ops.attention import Mask, Rows, Settings, attention
-from serrate.ops.attention.bench import bench
-from serrate.ops.attention.cases import CAUSAL, WORKLOADS, Case, Workload
+from serrate.ops.attention.bench import Comparison, compare
+from serrate.ops.attention.cases import CAUSAL, Case
+from serrate.ops.attention.peers import make
 from serrate.ops.attention.triton.problem import make_problem
+from serrate.ops.attention.workloads import Workload
 from serrate.testing import assert_within_budget
 
 pytestmark = pytest.mark.gpu
@@ -151,7 +153,7 @@ def test_a_second_derivative_is_refused_and_never_wrong():
 
 
 def test_the_benchmark_checks_and_measures():
-    assert [workload.name for workload in WORKLOADS] == ["short", "paper", "mid", "long", "full"]
-    rows = bench(Workload("small", "uniform", 8, 60, 2, 32, True), 1e9, 500.0)
+    small = Workload("small", "uniform", 8, 60, 2, 32, True)
+    rows = compare(make(small), Comparison(ceilings=(1e9, 500.0)))
     assert {row["implementation"] for row in rows} >= {"limit", "triton", "varlen", "dense"}
     assert all(row["value"] > 0 and math.isfinite(row["value"]) for row in rows)

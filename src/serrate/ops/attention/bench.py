@@ -229,11 +229,6 @@ class Comparison:
     tell: Callable[[str], None] = tell
 
 
-def bench(workload: Workload, copied: float, product: float) -> list[dict[str, Any]]:
-    """Check and measure one workload on the GPU beside all peers; see `compare`."""
-    return compare(make(workload), Comparison(ceilings=(copied, product)))
-
-
 def compare(inputs: Inputs, how: Comparison) -> list[dict[str, Any]]:
     """Check ours, then measure it and its peers; return rows of figures.
 
@@ -283,7 +278,7 @@ def _left_out(name: str, inputs: Inputs, of_ours: Figures, seconds: float) -> st
     return None
 
 
-def row(workload: str, implementation: str, metric: str, value: float, device: str = "cuda") -> dict[str, Any]:
+def row(workload: str, implementation: str, metric: str, value: float, device: str) -> dict[str, Any]:
     """Return one figure with what is behind it."""
     installed = tuple(name for name in ("torch", "triton") if importlib.util.find_spec(name))
     made = figures.row("attention", workload, implementation, metric, round(value, 5),

@@ -1,4 +1,4 @@
-"""Named workloads of jagged attention: one table for tests, tuning and benchmarks."""
+"""Named calls of jagged attention: one table for all tests. Batches to measure are in `workloads.py`."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,8 +8,6 @@ from torch import Tensor
 
 from ...jagged import offsets_from_lengths
 from .mask import Mask
-from .workloads import WORKLOADS as WORKLOADS
-from .workloads import Workload as Workload
 
 CAUSAL = Mask(causal=True)
 

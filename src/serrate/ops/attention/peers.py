@@ -162,18 +162,18 @@ def nested(inputs: Inputs) -> Peer:
     return Peer(run, leaves)
 
 
+def split(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal: bool) -> Tensor:
+    """Return self-attention `(T, H, D)` by one call of torch's a row; waits for the device to know the lengths."""
+    lengths = offsets.diff().tolist()
+    rows = zip(*(x.transpose(0, 1).split(lengths, 1) for x in (q, k, v)), strict=True)
+    outs = [F.scaled_dot_product_attention(*(x[None] for x in row), is_causal=causal)[0] for row in rows]
+    return torch.cat(outs, 1).transpose(0, 1)
+
+
 def row_by_row(inputs: Inputs) -> Peer:
-    """Return a call of torch's attention a row, which waits for the device to know the lengths."""
+    """Return a call of torch's attention a row."""
     q, k, v = leaves = inputs.leaves()
-
-    def run() -> Tensor:
-        lengths = inputs.offsets.diff().tolist()
-        rows = zip(*(x.transpose(0, 1).split(lengths, 1) for x in (q, k, v)), strict=True)
-        outs = [F.scaled_dot_product_attention(*(x[None] for x in row), is_causal=inputs.workload.causal)[0]
-                for row in rows]
-        return torch.cat(outs, 1).transpose(0, 1)
-
-    return Peer(run, leaves)
+    return Peer(lambda: split(q, k, v, inputs.offsets, causal=inputs.workload.causal), leaves)
 
 
 @lru_cache(maxsize=1)

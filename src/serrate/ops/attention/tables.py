@@ -35,7 +35,9 @@ class Found:
     def cell(self, workload: str, implementation: str, metrics: Sequence[str]) -> str:
         """Return figures of one implementation as text, `–` where there is none."""
         values = [self.value(workload, implementation, metric) for metric in metrics]
-        return " / ".join("–" if value is None else written(value) for value in values) if any(values) else "–"
+        if all(value is None for value in values):
+            return "–"
+        return " / ".join("–" if value is None else written(value) for value in values)
 
     def to_best_peer(self, workload: str, prefix: str = "") -> str:
         """Return each time of ours over the least of any peer of the same run; below 1 ours is ahead."""
