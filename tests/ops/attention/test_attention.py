@@ -5,6 +5,7 @@ can be said of them beyond it.
 """
 
 import math
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -131,6 +132,15 @@ def test_extreme_scores(name, dtype, kind, mask, device):
     if kind == "all equal" and not mask.causal:
         mean = v[:40].float().mean(0).expand(40, -1, -1)
         torch.testing.assert_close(out[:40].float(), mean, rtol=0, atol=2 * torch.finfo(dtype).eps)
+
+
+@every_device
+@pytest.mark.parametrize("mask", [CAUSAL, Mask()], ids=["causal", "full"])
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 1e-46])
+@every_implementation
+def test_any_scale(name, scale, mask, device):
+    case = replace(MIXED, mask=mask)
+    check(name, case, case.tensors(low_dtype(name), device)[:3], scale=scale)
 
 
 @every_device
@@ -408,13 +418,33 @@ def test_exports_with_free_lengths(masked, device):
         assert torch.equal(exported(*other), Attention()(*other))
 
 
-def test_a_second_derivative_is_refused_and_never_wrong():
-    q, k, v, offsets = MIXED.tensors()
-    q.requires_grad_()
-    out = attention(q, k, v, offsets, implementation="cpu")
-    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="attention_cpu_backward"):
-        (grad.sum() + q.square().sum()).backward()
+@every_device
+@pytest.mark.parametrize("loss", [Tensor.sum, lambda out: out.square().sum()], ids=["sum", "squares"])
+@pytest.mark.parametrize("name", ["cpu", "triton"])
+def test_a_second_derivative_is_refused_and_never_wrong(name, loss, device):
+    *tensors, offsets = MIXED.tensors(device=device)
+    usable(name, MIXED, tensors)
+    q, k, v = (x.requires_grad_() for x in tensors)
+    out = attention(q, k, v, offsets, implementation=name)
+    (grad,) = torch.autograd.grad(loss(out), q, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"attention_(cpu|triton)_backward"):
+        (out.mean() + grad.square().sum()).backward()  # a graph without attention's part would be wrong, and silent
+
+
+@every_device
+@every_implementation
+def test_what_a_call_was_given_is_what_its_gradients_see(name, device):
+    case = NAMED["mixed_dropout"]
+    *tensors, offsets = case.tensors(low_dtype(name), device)
+    usable(name, case, tensors)
+    seed = torch.tensor(5, device=device)
+    grads = []
+    for step in (0, 1):
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        out = attention(*leaves, offsets, mask=case.mask, dropout=0.4, seed=seed - step, implementation=name)
+        seed += 1  # for the next layer: it changes nothing here
+        grads.append(torch.cat([x.flatten() for x in torch.autograd.grad(out.sum(), leaves)]))
+    assert torch.equal(*grads)
 
 
 # --- arguments and the choice ---

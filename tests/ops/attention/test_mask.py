@@ -168,3 +168,17 @@ def test_what_is_plain():
         assert not Mask(causal=True, **more).plain
     assert Mask(window=(3, 2)).reach == (3, 2)
     assert Mask(causal=True, window=(3, 2)).reach == (3, 0)
+
+
+@every_device
+@every_implementation
+def test_counts_outside_a_row_are_those_of_its_ends(name, device):
+    def attended(context, targets):
+        context, targets = (torch.tensor(counts, device=device) for counts in (context, targets))
+        mask = Mask(causal=True, context=context, targets=targets)
+        case = Case("", (3, 6, 0), mask=mask)
+        *tensors, offsets = case.tensors(low_dtype(name), device)
+        usable(name, case, tensors)
+        return attention(*tensors, offsets, mask=mask, implementation=name)
+
+    assert torch.equal(attended([-1, 2**31, 7], [2, -5, 2**40]), attended([0, 6, 0], [2, 0, 0]))

@@ -73,7 +73,7 @@ def test_custom_operators_are_well_behaved(case):
     *tensors, offsets = case.tensors(torch.float16, "cuda")
     leaves = [x.requires_grad_() for x in tensors]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    problem = make_problem(Rows(offsets, offsets, (0, 0)), Settings(CAUSAL, 0.3), 0.3)
+    problem = make_problem(Rows(offsets, offsets, (0, 0)), Settings(CAUSAL, 0.3))
     arguments = (*leaves, *problem.as_arguments())
     torch.library.opcheck(torch.ops.serrate.jagged_attention_triton.default, arguments, test_utils=tests)
 
@@ -142,14 +142,6 @@ def test_float32_is_exact_unless_tf32_is_asked_for(monkeypatch):
     assert float((full - exact).abs().max()) < 3e-6
     assert 3e-6 < float((rough - exact).abs().max()) < 5e-3
 
-
-def test_a_second_derivative_is_refused_and_never_wrong():
-    q, k, v, offsets = FEW_LONG.tensors(torch.float32, "cuda")
-    q.requires_grad_()
-    (grad,) = torch.autograd.grad(attention(q, k, v, offsets, implementation="triton").square().sum(), q,
-                                  create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        (grad.sum() + q.square().sum()).backward()  # a graph without attention's part would be wrong, and silent
 
 
 def test_the_benchmark_checks_and_measures():

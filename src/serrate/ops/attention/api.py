@@ -67,6 +67,10 @@ class Settings(NamedTuple):
     with_lse: bool = False
 
 
+_LEAST_SCALE = 1e-30  # below, a factor on scores is 0: what kernels divide by it leaves the range of float32
+_LARGEST_COUNT = 2**31 - 1
+
+
 @overload
 def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, return_lse: Literal[True],
               **options: Any) -> tuple[Tensor, Tensor]: ...
@@ -133,6 +137,8 @@ def attention(  # pyright: ignore[reportInconsistentOverload] - the options are 
     factor: float = q.shape[-1] ** -0.5 if scale is None else scale
     if not -math.inf < factor < math.inf:
         raise InvalidArgument("scale", "a finite number", scale)
+    if factor < _LEAST_SCALE:  # kernels take the largest score times the scale for the largest scaled score
+        q, factor = (q * 0.0, 1.0) if factor > -_LEAST_SCALE else (-q, -factor)
     if not 0 <= dropout < 1:
         raise InvalidArgument("dropout", "a number from 0 to below 1", dropout)
     bounds = (q.shape[1] if dense else q.shape[0], k.shape[0]) if longest is None else \
@@ -241,7 +247,7 @@ def _check_rows(q: Tensor, k: Tensor, offsets: Tensor, kv_offsets: Tensor | None
 
 
 def _on_device(mask: Mask, offsets: Tensor) -> Mask:
-    """Return the mask with its counts as tensors `(B,)` on the device of the offsets."""
+    """Return the mask with its counts as tensors `(B,)` on the device of the offsets, none below 0."""
     if not mask.per_row:
         return mask
     return replace(mask, context=_counts("mask.context", mask.context, offsets),
@@ -253,12 +259,12 @@ def _counts(name: str, counts: Tensor | int | None, offsets: Tensor) -> Tensor |
     if counts is None:
         return None
     if isinstance(counts, int):
-        return offsets.new_full((rows,), counts)
+        return offsets.new_full((rows,), min(counts, _LARGEST_COUNT))
     if counts.shape != (rows,) or counts.dtype not in (torch.int32, torch.int64):
         raise InvalidArgument(name, f"shape ({rows},), dtype int32 or int64", f"{tuple(counts.shape)} {counts.dtype}")
     if counts.device != offsets.device:
         raise InvalidArgument(name, f"a tensor on {offsets.device}, as offsets", counts.device)
-    return counts
+    return counts.clamp(0, _LARGEST_COUNT)
 
 
 def _seed(seed: int | Tensor, q: Tensor) -> Tensor:
@@ -267,4 +273,4 @@ def _seed(seed: int | Tensor, q: Tensor) -> Tensor:
     if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != q.device:
         expected = f"an int, or one int64 on {q.device}"
         raise InvalidArgument("seed", expected, f"{tuple(seed.shape)} {seed.dtype} on {seed.device}")
-    return seed.reshape(())
+    return seed.reshape(()).clone()  # the caller may count it up before the backward pass

@@ -20,8 +20,9 @@ class Mask:
         causal: a query sees itself and what stands before it.
         window: how many positions a query sees to its left and to its right, itself apart; None is no limit.
         block: rows are cut into blocks of this many positions, and a query sees its own block only.
-        context: `(B,)` integers (or one for all rows): the first keys of a row, which every query sees whatever the
-            three above say. Context itself is bound by them: under a causal mask it never sees the history.
+        context: `(B,)` integers (or one for all rows; fewer than 0 are 0): the first keys of a row, which every query
+            sees whatever the three above say. Context itself is bound by them: under a causal mask it never sees the
+            history.
         targets: `(B,)` integers (or one for all rows): the last events of a row, which nothing sees but each one
             itself. As queries they all stand where the history ends: what is asked of one does not depend on the
             others.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..api import Call, Rows, Settings
 from .problem import Problem, from_arguments, make_problem
@@ -41,11 +40,8 @@ def unusable(call: Call) -> str | None:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, Tensor | None]:
     """Attend within each row; see `api.attention`. Float32 products are IEEE unless torch is told to use TF32."""
-    scale = settings.scale
-    if scale <= 0:  # the kernels take the largest score times the scale for the largest scaled score
-        q, scale = q * (-1.0 if scale else 0.0), -scale or 1.0
-    problem = make_problem(rows, settings, scale)
-    if torch.compiler.is_compiling() or type(q) not in _PLAIN:  # tracers and tensor subclasses need operators
+    problem = make_problem(rows, settings)
+    if torch.compiler.is_compiling() or _watched(q, k, v):
         out, logsumexp = _forward(q, k, v, *problem.as_arguments())
     elif not torch.is_grad_enabled():
         out, logsumexp, _ = _compute(q, k, v, problem)
@@ -54,11 +50,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -
     return out, (logsumexp.T * _LN_2).reshape(q.shape[:-1]) if settings.with_lse else None
 
 
+def _watched(*tensors: Tensor) -> bool:
+    """Whether tracers, dispatch modes or tensor subclasses look on, which need operators."""
+    return bool(torch._C._len_torch_dispatch_stack()) or any(type(x) not in _PLAIN for x in tensors)
+
+
+def _elsewhere(x: Tensor) -> bool:
+    """Whether another device than that of `x` is the current one, on which Triton would launch."""
+    return x.is_cuda and x.get_device() != torch.cuda.current_device()
+
+
 def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor, "Plan"]:
     """Return the output, the log-sum-exp `(H, T)` in base 2, and the plan of the tiles."""
     from . import forward, short
     from .plan import Plan
 
+    if _elsewhere(q):
+        with torch.cuda.device(q.device):
+            return _compute(q, k, v, problem)
     out, logsumexp = _outputs(q, v)
     plan = Plan(problem, q, k, v)
     if out.numel():
@@ -81,6 +90,9 @@ def _compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequen
     from .plan import describable
 
     q, k, v, *results = saved
+    if _elsewhere(q):
+        with torch.cuda.device(q.device):
+            return _compute_gradients(grads, saved, problem, plan)
     gradients = _gradients(q, k, v)
     if not q.numel() or not k.numel():
         for each in gradients:
@@ -149,16 +161,17 @@ def _(grads: list[Tensor | None], saved: list[Tensor], index: list[Tensor], numb
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, ctx.index, ctx.numbers, ctx.factors = inputs
-    ctx.save_for_backward(q, k, v, *output)
+    q, k, v, index, ctx.numbers, ctx.factors = inputs
+    ctx.save_for_backward(q, k, v, *output, *index)
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx, *grads: Tensor | None):
+    saved, index = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
     if grads[0] is None and grads[1] is None:
-        return None, None, None, [None] * len(ctx.index), None, None
-    gradients = _backward(list(grads), list(ctx.saved_tensors), ctx.index, ctx.numbers, ctx.factors)
-    return *gradients, [None] * len(ctx.index), None, None
+        return None, None, None, [None] * len(index), None, None
+    gradients = _backward(list(grads), list(saved), list(index), ctx.numbers, ctx.factors)
+    return *gradients, [None] * len(index), None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -170,19 +183,17 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
         out, logsumexp, ctx.plan = _compute(q, k, v, problem)
-        ctx.save_for_backward(q, k, v, out, logsumexp)
+        # offsets, counts and seed are saved too, so that torch refuses a backward pass after a change in place
+        ctx.save_for_backward(q, k, v, out, logsumexp, *problem.as_arguments()[0])
         ctx.set_materialize_grads(False)
         ctx.problem = problem
         return out, logsumexp
 
     @staticmethod
     def backward(ctx, *grads: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled():  # a graph of the gradients is wanted, which costs time to refuse
-            return once_differentiable(_Direct._once)(ctx, *grads)
-        return _Direct._once(ctx, *grads)
-
-    @staticmethod
-    def _once(ctx, *grads: Tensor | None):
+        saved = ctx.saved_tensors[:5]
         if grads[0] is None and grads[1] is None:
             return None, None, None, None
-        return *_compute_gradients((grads[0], grads[1]), ctx.saved_tensors, ctx.problem, ctx.plan), None
+        if torch.is_grad_enabled():  # a graph of the gradients is wanted: the operator refuses to be differentiated
+            return *_backward(list(grads), list(saved), *ctx.problem.as_arguments()), None
+        return *_compute_gradients((grads[0], grads[1]), saved, ctx.problem, ctx.plan), None

@@ -80,8 +80,8 @@ def from_arguments(given: list[Tensor], numbers: list[int], factors: list[float]
                    scale, dropout)
 
 
-def make_problem(rows: Rows, settings: Settings, scale: float) -> Problem:
-    """Return the problem of a call, its scale apart."""
+def make_problem(rows: Rows, settings: Settings) -> Problem:
+    """Return the problem of a call."""
     mask = settings.mask
     context, targets = mask.context, mask.targets
     if mask.per_row:
@@ -91,5 +91,5 @@ def make_problem(rows: Rows, settings: Settings, scale: float) -> Problem:
         context = targets = None
     kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
     left, right, block = (NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
-    return Problem(rows.queries, rows.keys, context, targets, settings.seed, kind, (left, right, block), scale,
-                   settings.dropout)
+    return Problem(rows.queries, rows.keys, context, targets, settings.seed, kind, (left, right, block),
+                   settings.scale, settings.dropout)

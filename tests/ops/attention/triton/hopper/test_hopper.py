@@ -33,7 +33,7 @@ def chosen(case: Case, tensors) -> tuple[bool, bool]:
     from serrate.ops.attention.triton.problem import make_problem
 
     offsets = case.tensors(device="cuda")[3]
-    return tiling(make_problem(Rows(offsets, offsets, (0, 0)), Settings(case.mask, 1.0), 1.0), *tensors).hopper
+    return tiling(make_problem(Rows(offsets, offsets, (0, 0)), Settings(case.mask, 1.0)), *tensors).hopper
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
