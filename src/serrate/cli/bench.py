@@ -13,8 +13,8 @@ import torch
 import typer
 from rich.table import Table
 
-from ..data import DataConfig
-from ..data.lengths import history_lengths, is_prepared
+from ..data import DataConfig, is_prepared
+from ..data.lengths import history_lengths
 from ..errors import InvalidArgument, NotUsable, suggest
 from ..files import write_aside
 from ..ops import figures

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..config import override
-from ..data import DataConfig, Histories, SplitConfig, inspect, prepare, split, synthesize
+from ..data import DataConfig, Histories, SplitConfig, inspect, is_prepared, prepare, split, synthesize
 from ..errors import InvalidData
 from ..files import write_folder_aside
 from .groups import group
@@ -41,7 +41,7 @@ def inspect_log(log: Log, user: User = None, item: Item = None, time: Time = Non
       serrate data inspect events.parquet --user user_id --item item_id --time timestamp
       serrate data inspect 'logs/2025-*.csv' --set filter='rating >= 4'
     """
-    if (Path(log) / "dataset.json").exists():
+    if is_prepared(log):
         _describe(Histories.open(log))
         return
     values = _values(None, user, item, time, position, changes)

@@ -2,7 +2,7 @@
 
 from .batching import TokenBatches, chunks, history_batch, seen_items, shard, training_batch
 from .config import ColumnMapping, DataConfig, ItemTable, SplitConfig
-from .histories import Histories
+from .histories import Histories, is_prepared
 from .inspect import Inspection, inspect
 from .prepare import prepare
 from .split import Examples, Split, split
@@ -11,6 +11,6 @@ from .vocabulary import Vocabulary
 
 __all__ = [
     "ColumnMapping", "DataConfig", "Examples", "Histories", "Inspection", "ItemTable", "Split", "SplitConfig",
-    "TokenBatches", "Vocabulary", "chunks", "history_batch", "inspect", "prepare", "seen_items", "shard", "split",
-    "synthesize", "training_batch",
+    "TokenBatches", "Vocabulary", "chunks", "history_batch", "inspect", "is_prepared", "prepare", "seen_items", "shard",
+    "split", "synthesize", "training_batch",
 ]

@@ -28,6 +28,11 @@ from .vocabulary import Vocabulary
 FORMAT_VERSION = 1
 
 
+def is_prepared(path: str | Path) -> bool:
+    """Return whether there is a prepared data set at a path."""
+    return (Path(path) / "dataset.json").exists()
+
+
 class Histories:
     """The histories of all users, opened from a prepared folder; arrays stay on disk until they are touched.
 

@@ -8,13 +8,8 @@ import numpy as np
 from .config import DataConfig
 from .engine import open_engine, reading
 from .events import select_events, used_columns
-from .histories import Histories
+from .histories import Histories, is_prepared
 from .sources import Wanted, open_source
-
-
-def is_prepared(source: str) -> bool:
-    """Return whether a source is a prepared data set."""
-    return (Path(source) / "dataset.json").exists()
 
 
 def history_lengths(source: str, config: DataConfig) -> np.ndarray:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from pyarrow.dataset import dataset
 
-from ..data import DataConfig, Histories, prepare
+from ..data import DataConfig, Histories, is_prepared, prepare
 from ..errors import InvalidArgument, InvalidData
 from ..files import write_aside
 from ..jagged import JaggedTensor
@@ -151,7 +151,7 @@ def _lists(predictor: Predictor, files: list[Path], user: str) -> Iterator[_Bloc
 
 def _events(predictor: Predictor, source: Path, config: DataConfig) -> Iterator[_Block]:
     """Blocks of a log of single events, sorted and grouped by the data floor, or of a prepared data set."""
-    if (source / "dataset.json").exists():
+    if is_prepared(source):
         histories = Histories.open(source)
         to_model = predictor.items.encode(histories.items.decode(range(histories.num_items)))
     else:

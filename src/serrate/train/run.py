@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..data import DataConfig, Histories, prepare
+from ..data import DataConfig, Histories, is_prepared, prepare
 from ..distributed import World, start
 from ..errors import InvalidArgument, InvalidRun, SerrateError
 from ..run_folder import RunFolder
@@ -64,7 +64,7 @@ def train_log(config: RunConfig, log: Any, out: Path | str, *, listeners: Sequen
     """
     if isinstance(log, Histories):
         return train(config, log, out, listeners=listeners)
-    if isinstance(log, str | Path) and (Path(log) / "dataset.json").exists():
+    if isinstance(log, str | Path) and is_prepared(log):
         return train(config, Histories.open(log), out, listeners=listeners)
     folder, prepared = RunFolder(out), Path(out) / DATA
     if folder.config_path.exists():
@@ -88,7 +88,7 @@ def data_of(run: Path | str) -> Histories:
     folder = RunFolder(run)
     path = folder.read_config().get("dataset", {}).get("path")
     inside = folder.path / DATA
-    if (inside / "dataset.json").exists():
+    if is_prepared(inside):
         return Histories.open(inside)
     if path is None:
         raise InvalidRun(f"run: {folder.config_path} does not say where its data set is; use --data DATA")
@@ -148,7 +148,7 @@ def _prepare(log: Any, config: DataConfig, folder: Path) -> Histories:
     """Prepare a log, or take up what a run that was killed before its training began has prepared of it."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InvalidArgument("log", "a prepared data set when several processes train", str(log))
-    if isinstance(log, str | Path) and (folder / "dataset.json").exists():
+    if isinstance(log, str | Path) and is_prepared(folder):
         prepared = Histories.open(folder)
         if _comparable(prepared.config) == _comparable(config.plain()) and prepared.summary()["source"] == str(log):
             return prepared
