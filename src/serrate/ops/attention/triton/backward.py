@@ -22,6 +22,7 @@ from .tile import (
     find_tile,
     key_bits,
     key_blocks,
+    load_queries,
     load_rows,
     mixed,
     natural,
@@ -144,11 +145,7 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, s
     blocks = key_blocks(first + length - m_row, tl.minimum(first + BM, m_row) - 1 + length - m_row, mask, BN, MASK)
     start = begin + first
     limit = begin + m_row
-    if KIND[2]:
-        q = load_rows(q_source + tl.cast(row, tl.int64) * strides[0], first, h, strides[1], strides[2], m_row, D, BD,
-                      BM, False, False)
-    else:
-        q = load_rows(q_source, start, h, strides[1], strides[2], limit, D, BD, BM, False, False)
+    q = load_queries(q_source, row, begin, first, h, strides, m_row, D, BD, BM, False, False, KIND[2])
     do = load_rows(grad, start, h, H * DV, DV, limit, DV, BDV, BM, False, False)
     o = load_rows(out, start, h, H * DV, DV, limit, DV, BDV, BM, False, False)
     if do.dtype == tl.float32:  # rounded as `dp` is, so that one key alone gets a gradient of exactly 0

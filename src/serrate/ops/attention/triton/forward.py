@@ -15,6 +15,7 @@ from .tile import (
     find_tile,
     key_bits,
     key_blocks,
+    load_queries,
     load_rows,
     mixed,
     other_block,
@@ -77,7 +78,6 @@ def _forward(q_source, k_source, v_source, out, lse, plan, count, T, scale, H, s
              BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """Attend from the BM queries of a tile to the keys of their row."""
     MASK: tl.constexpr = KIND[0]
-    DENSE: tl.constexpr = KIND[2]
     PRECISION: tl.constexpr = HOW[0]
     TMA: tl.constexpr = HOW[1]
     DROP: tl.constexpr = dropped[0] is not None
@@ -88,11 +88,7 @@ def _forward(q_source, k_source, v_source, out, lse, plan, count, T, scale, H, s
     step = tl.arange(0, BM)
     at = first + step + length - m_row  # positions of the queries among the keys
     blocks = key_blocks(first + length - m_row, tl.minimum(first + BM, m_row) - 1 + length - m_row, mask, BN, MASK)
-    if DENSE:
-        q = load_rows(q_source + tl.cast(row, tl.int64) * strides[0], first, h, strides[1], strides[2], m_row, D, BD,
-                      BM, False, False)
-    else:
-        q = load_rows(q_source, begin + first, h, strides[1], strides[2], begin + m_row, D, BD, BM, False, False)
+    q = load_queries(q_source, row, begin, first, h, strides, m_row, D, BD, BM, False, False, KIND[2])
     m = tl.full([BM], -1e30, tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BDV], tl.float32)

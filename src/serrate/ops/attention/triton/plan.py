@@ -2,7 +2,7 @@
 
 # ruff: noqa: N803
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -99,11 +99,9 @@ def _of_short_rows(width: int) -> Tiling:
 
 @lru_cache
 def _on_hopper(width: int, heads_first: bool, backward: bool) -> Tiling:
-    """Return the sizes for the kernels in `hopper`, and those of ours where `backward` is not for them."""
+    """Return the tile for the kernels in `hopper`, and our sizes where their `backward` does not serve."""
     forward = Sizes(64 if width == 64 or heads_first else 128, 64, 4, 2)
-    queries, keys = (Sizes(64, 32, 4, 3, True), Sizes(64, 32, 4, 3, True, 128)) if width == 64 else (
-        Sizes(128, 64, 8, 3, True), Sizes(64, 64, 4, 2, True))
-    return Tiling(heads_first, forward, queries, keys, hopper=(True, backward))
+    return replace(_of_any(width, heads_first, True, FULL, True), forward=forward, hopper=(True, backward))
 
 
 @lru_cache

@@ -91,6 +91,18 @@ def load_rows(source, first, head, stride_t, stride_h, limit, D: tl.constexpr, B
 
 
 @triton.jit
+def load_queries(source, row, begin, first, head, strides, count, D: tl.constexpr, BD: tl.constexpr, N: tl.constexpr,
+                 INSIDE: tl.constexpr, TMA: tl.constexpr, DENSE: tl.constexpr):
+    """Load `N` queries from the row's `first` on, as `load_rows`; the row has `count` and begins at `begin`."""
+    if DENSE:
+        rows = load_rows(source + tl.cast(row, tl.int64) * strides[0], first, head, strides[1], strides[2], count, D,
+                         BD, N, INSIDE, False)
+    else:
+        rows = load_rows(source, begin + first, head, strides[1], strides[2], begin + count, D, BD, N, INSIDE, TMA)
+    return rows
+
+
+@triton.jit
 def store_rows(target, rows, first, head, H, limit, D: tl.constexpr, BD: tl.constexpr, N: tl.constexpr):
     """Store `rows` (N, BD) as the events from `first` on, up to `limit`, of one head of a contiguous (T, H, D)."""
     step = tl.arange(0, N)
@@ -179,9 +191,8 @@ def key_blocks(first, last, row, BN: tl.constexpr, MASK: tl.constexpr):
 
     Returns the blocks [u0, u1) that all of them see whole, and how to find the others: see `other_block`.
     """
-    low, _ = span(first, row, MASK)
+    low, inner_high = span(first, row, MASK)
     inner_low, high = span(last, row, MASK)
-    _, inner_high = span(first, row, MASK)
     b0 = low // BN
     b1 = tl.maximum(tl.cdiv(high, BN), b0)
     if MASK == 2:  # context from the first near block on is seen with that
@@ -224,10 +235,10 @@ def query_blocks(first, last, row, m, n, BM: tl.constexpr, MASK: tl.constexpr):
     Returns all of them, [b0, b1), and among them those that see every key, [u0, u1).
     """
     left, right, block, prefix, history = row
-    start = first * 0  # positions of the queries, all of which are from n - m to n
-    end = start + n
-    inner = start - m
-    inner_end = start + n
+    start = first * 0 + n - m  # positions of the queries, all of which are from n - m to n
+    end = first * 0 + n
+    inner = first * 0 - m
+    inner_end = end
     if MASK == 1:
         start = first
         inner = last
@@ -246,8 +257,6 @@ def query_blocks(first, last, row, m, n, BM: tl.constexpr, MASK: tl.constexpr):
         inner_end = tl.where(last >= history, inner, inner_end)
         start = tl.where(first < prefix, n - m, start)
         end = tl.where(first < prefix, n, end)
-    if MASK == 0:
-        start = start + n - m
     b0 = tl.maximum(start - n + m, 0) // BM
     b1 = tl.maximum(tl.cdiv(tl.minimum(end - n + m, m), BM), b0)
     u0 = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(inner - n + m, 0), BM), b0), b1)
