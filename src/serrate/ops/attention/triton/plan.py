@@ -15,9 +15,6 @@ from .problem import FULL, GENERAL, Problem
 
 WORTH_DESCRIBING = 4096  # events, below which describing tensors to the copy engine takes longer than it saves
 
-# Off: as a prototype .79 and .74 ms against .94 and .87 on `paper` and `mid`, but not yet through the suite on a GPU
-BACKWARD_64 = False
-
 
 @dataclass(frozen=True)
 class Sizes:
@@ -68,7 +65,7 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     if problem.plain and own_heads and width <= 64 <= q.shape[0] < 48 * rows:
         return _of_short_rows(width)
     if tma and problem.plain and on_hopper(q, k, v):
-        return _on_hopper(width, heads_first, own_heads and (width == 128 or BACKWARD_64))
+        return _on_hopper(width, heads_first, own_heads)
     return _of_any(width, heads_first, tma, problem.kind, problem.plain)
 
 

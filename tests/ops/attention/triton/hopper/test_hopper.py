@@ -24,7 +24,6 @@ def for_small_cases_too(monkeypatch):
     if not plan._has_gluon(torch.device("cuda", torch.cuda.current_device())):
         pytest.skip("no Hopper, or another Triton than 3.6")
     monkeypatch.setattr(plan, "WORTH_DESCRIBING", 0)
-    monkeypatch.setattr(plan, "BACKWARD_64", True)
 
 
 def chosen(case: Case, tensors) -> tuple[bool, bool]:
