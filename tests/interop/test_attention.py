@@ -17,7 +17,7 @@ from serrate.errors import InvalidArgument
 from serrate.interop import flash_attn_varlen_func, nested_attention, varlen_attn
 from serrate.interop.attention import VarlenOptions
 from serrate.jagged import JaggedTensor, offsets_from_lengths, to_nested
-from serrate.ops.attention import Mask, attention
+from serrate.ops.attention import Mask, Weights, attention
 
 SELF = (5, 0, 1, 9)
 QUERIES, KEYS = (2, 3, 0, 4, 5), (5, 0, 3, 4, 2)  # fewer, none to see, none to ask, as many, more
@@ -140,7 +140,8 @@ def test_dropout_draws_from_torchs_generator(call, qkv, offsets):
     first, second = call(0.4), call(0.4)
     torch.manual_seed(5)
     seed = torch.randint(2**63 - 1, ())
-    torch.testing.assert_close(first, attention(*qkv, offsets, dropout=0.4, seed=seed), rtol=1e-12, atol=1e-12)
+    expected = attention(*qkv, offsets, weights=Weights(dropout=0.4, seed=seed))
+    torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)
     torch.manual_seed(5)
     assert torch.equal(call(0.4), first)
     assert not torch.equal(second, first)
@@ -157,7 +158,7 @@ def test_dropout_draws_from_torchs_generator(call, qkv, offsets):
     ({"window_size": (-2, 0)},
      "window_size: expected (left, right), each -1 for no limit or 0 and more, got (-2, 0)"),
     ({"window_size": (3,)}, "window_size: expected (left, right), each -1 for no limit or 0 and more, got (3,)"),
-    ({"dropout_p": 1.0}, "dropout: expected a number from 0 to below 1, got 1.0"),
+    ({"dropout_p": 1.0}, "dropout_p: expected a number from 0 to below 1, got 1.0"),
 ])
 def test_flash_attention_refuses_what_it_does_not_serve(options, message):
     *qkv, ours, theirs = tensors()
@@ -361,7 +362,7 @@ def refusals():
         ((query, key, value), {"is_causal": True},
          "is_causal: expected False where query and key are not made from the same offsets tensor, got True"),
         ((query, *few), {}, "key: expected 4 heads, as the queries have, or enable_gqa=True, got 2"),
-        ((query, key, value), {"dropout_p": -0.1}, "dropout: expected a number from 0 to below 1, got -0.1"),
+        ((query, key, value), {"dropout_p": -0.1}, "dropout_p: expected a number from 0 to below 1, got -0.1"),
     ]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from serrate.errors import InvalidArgument
 from serrate.jagged import JaggedTensor
 from serrate.nn import AttentionPooling, JaggedMultiheadAttention, TargetAttention, TransformerBlock
-from serrate.ops.attention import Mask, attention
+from serrate.ops.attention import Mask, Weights, attention
 from serrate.ops.attention.mask import seen
 from serrate.testing import jagged_cases
 
@@ -149,7 +149,8 @@ def test_dropout_is_that_of_a_seed_from_torchs_generator():
     torch.manual_seed(3)
     seed = torch.randint(2**63 - 1, ())
     q, k, v = module.project_in(x.values).unflatten(-1, (5, 4)).split([3, 1, 1], 1)
-    expected = module.project_out(attention(q, k, v, x.offsets, mask=module.mask, dropout=0.4, seed=seed).flatten(1))
+    attended = attention(q, k, v, x.offsets, mask=module.mask, weights=Weights(dropout=0.4, seed=seed))
+    expected = module.project_out(attended.flatten(1))
     torch.manual_seed(3)
     first, second = module(x).values, module(x).values
     torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)

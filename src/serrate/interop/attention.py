@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument, suggest
-from ..ops.attention import Mask, attention
+from ..ops.attention import Mask, Weights, attention
 
 
 def flash_attn_varlen_func(
@@ -159,9 +159,10 @@ def nested_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tenso
 def _attend(qkv: tuple[Tensor, Tensor, Tensor], offsets: tuple[Tensor, Tensor], mask: Mask, scale: float | None,
             dropout: float = 0.0, *, longest: tuple[int, int] | None = None) -> Tensor:
     ours, theirs = offsets
-    seed = torch.randint(2**63 - 1, (), device=ours.device) if dropout else 0
+    if not 0 <= dropout < 1:
+        raise InvalidArgument("dropout_p", "a number from 0 to below 1", dropout)
     return attention(*qkv, ours, kv_offsets=None if theirs is ours else theirs, mask=mask, scale=scale,
-                     longest=longest, dropout=dropout, seed=seed)
+                     longest=longest, weights=Weights(dropout=dropout).drawn(ours.device))
 
 
 def _open(name: str, nested: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidArgument
 from ..jagged import JaggedTensor
-from ..ops.attention import Mask, attention, candidate_attention, pooling_attention, target_attention
+from ..ops.attention import Mask, Weights, attention, candidate_attention, pooling_attention, target_attention
 
 
 class JaggedMultiheadAttention(nn.Module):
@@ -48,11 +48,9 @@ class JaggedMultiheadAttention(nn.Module):
         """
         heads = (self.heads, self.kv_heads, self.kv_heads)
         q, k, v = self.project_in(x.values).unflatten(-1, (sum(heads), -1)).split(heads, 1)
-        rate = self.dropout if self.training else 0.0
-        # drawn on the device: nothing waits for it
-        seed = torch.randint(2**63 - 1, (), device=x.device) if rate else 0
+        weights = Weights(dropout=self.dropout if self.training else 0.0).drawn(x.device)
         attended = attention(q, k, v, x.offsets, mask=self.mask if mask is None else mask, longest=x.longest,
-                             dropout=rate, seed=seed)
+                             weights=weights)
         return x.with_values(self.project_out(attended.flatten(1)))
 
 

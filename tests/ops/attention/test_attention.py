@@ -14,15 +14,15 @@ from torch import Tensor
 
 from serrate.errors import InvalidArgument, NotUsable
 from serrate.jagged import offsets_from_lengths
-from serrate.ops.attention import Call, Mask, attention
+from serrate.ops.attention import Bias, Call, Mask, Weights, attention
 from serrate.ops.attention.cases import CASES, CAUSAL, Case
 from serrate.ops.select import choose
 from serrate.testing.attention import (
-    call_of,
     check,
     dense,
     every_device,
     every_implementation,
+    gives_lse,
     low_dtype,
     run,
     unusable,
@@ -53,10 +53,10 @@ def test_two_events_by_hand():
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_oracle_is_the_dense_softmax(case):
-    tensors = case.tensors(torch.float64)[:3]
-    oracle = run("reference", case, tensors, lse=True)
-    plain = with_gradients(lambda q, k, v: dense(case, q, k, v), tensors)
+def test_the_oracle_is_the_dense_computation(case):
+    tensors, lse = case.tensors(torch.float64)[:3], case.activation == "softmax"
+    oracle = run("reference", case, tensors, lse=lse)
+    plain = with_gradients(lambda *x: dense(case, *x) if lse else dense(case, *x)[0], tensors, tables=case.tables())
     torch.testing.assert_close(vars(oracle), vars(plain), rtol=1e-12, atol=1e-12)
 
 
@@ -271,13 +271,20 @@ EVERYTHING = Mask(causal=True, window=(1, 1), block=3, context=1, targets=torch.
     Case("cross", SMALL, kv_lengths=(2, 3, 4, 0, 2), width=3, value_width=2),
     Case("target", SMALL, dense=2, width=2, kv_heads=1, mask=Mask()),
     Case("everything", SMALL, width=2, mask=EVERYTHING),
+    Case("silu", SMALL, width=3, activation="silu", normaliser="length"),
+    Case("biased_silu", SMALL, width=2, mask=EVERYTHING, activation="silu", reach=2, buckets=40, apart=True),
+    Case("biased_cross", SMALL, kv_lengths=(2, 3, 4, 0, 2), width=2, reach=3, buckets=9),
 ], ids=lambda case: case.name)
 def test_gradcheck(name, case):
     *tensors, offsets = case.tensors(torch.float64)
-    tensors = [x.requires_grad_() for x in tensors]
+    usable(name, case, tuple(tensors))
+    tensors = [x.requires_grad_() for x in (*tensors, *(table.double() for table in case.tables()))]
 
-    def outputs(*qkv):
-        out, lse = attention(*qkv, offsets, scale=0.7, return_lse=True, implementation=name, **case.arguments())
+    def outputs(q, k, v, *tables):
+        given = case.arguments(tables=tables)
+        if case.activation != "softmax":
+            return attention(q, k, v, offsets, scale=0.7, implementation=name, **given)
+        out, lse = attention(q, k, v, offsets, scale=0.7, return_lse=True, implementation=name, **given)
         return out, lse[lse.detach().isfinite()]
 
     assert torch.autograd.gradcheck(outputs, tensors)
@@ -285,19 +292,20 @@ def test_gradcheck(name, case):
 
 @every_device
 @pytest.mark.parametrize("case", [MIXED, *(NAMED[name] for name in (
-    "cross_causal", "cross_no_keys", "cross_no_queries", "pooling", "heads_share_cross", "everything_cross"))],
-    ids=lambda case: case.name)
+    "cross_causal", "cross_no_keys", "cross_no_queries", "pooling", "heads_share_cross", "everything_cross",
+    "everything_silu", "everything_both", "cross_both_softmax"))], ids=lambda case: case.name)
 @every_implementation
 def test_no_result_is_left_in_uninitialised_memory(name, case, device, monkeypatch):
     tensors = case.tensors(low_dtype(name), device)[:3]
     usable(name, case, tensors)
-    lse = unusable(name, call_of(case, tensors, lse=True)) is None
+    lse = gives_lse(name, case, tensors)
     clean = run(name, case, tensors, lse=lse)
     poison_memory(monkeypatch)
     assert torch.empty(3).isnan().all()
     poisoned = run(name, case, tensors, lse=lse)
     assert torch.equal(clean.out, poisoned.out)
     assert torch.equal(clean.grads, poisoned.grads)
+    assert torch.equal(clean.table_grads, poisoned.table_grads)
     assert clean.lse is None or torch.equal(clean.lse, poisoned.lse)
 
 
@@ -441,7 +449,8 @@ def test_what_a_call_was_given_is_what_its_gradients_see(name, device):
     grads = []
     for step in (0, 1):
         leaves = [x.detach().requires_grad_() for x in tensors]
-        out = attention(*leaves, offsets, mask=case.mask, dropout=0.4, seed=seed - step, implementation=name)
+        weights = Weights(dropout=0.4, seed=seed - step)
+        out = attention(*leaves, offsets, mask=case.mask, weights=weights, implementation=name)
         seed += 1  # for the next layer: it changes nothing here
         grads.append(torch.cat([x.flatten() for x in torch.autograd.grad(out.sum(), leaves)]))
     assert torch.equal(*grads)
@@ -500,15 +509,28 @@ GOOD = {"q": torch.zeros(4, 2, 8), "k": torch.zeros(4, 2, 8), "v": torch.zeros(4
          "mask.targets: expected shape (2,), dtype int32 or int64, got (2,) torch.float32"),
         ({"mask": Mask(targets=torch.zeros(2, dtype=torch.int64, device="meta"))},
          "mask.targets: expected a tensor on cpu, as offsets, got meta"),
-        ({"dropout": 1.0}, "dropout: expected a number from 0 to below 1, got 1.0"),
-        ({"dropout": -0.1}, "dropout: expected a number from 0 to below 1, got -0.1"),
-        ({"dropout": math.nan}, "dropout: expected a number from 0 to below 1, got nan"),
-        ({"dropout": 0.5, "seed": torch.zeros(2, dtype=torch.int64)},
-         "seed: expected an int, or one int64 on cpu, got (2,) torch.int64 on cpu"),
-        ({"dropout": 0.5, "seed": torch.zeros((), dtype=torch.int32)},
-         "seed: expected an int, or one int64 on cpu, got () torch.int32 on cpu"),
-        ({"dropout": 0.5, "seed": torch.zeros((), dtype=torch.int64, device="meta")},
-         "seed: expected an int, or one int64 on cpu, got () torch.int64 on meta"),
+        ({"weights": Weights(dropout=0.5, seed=torch.zeros(2, dtype=torch.int64))},
+         "weights.seed: expected an int, or one int64 on cpu, got (2,) torch.int64 on cpu"),
+        ({"weights": Weights(dropout=0.5, seed=torch.zeros((), dtype=torch.int32))},
+         "weights.seed: expected an int, or one int64 on cpu, got () torch.int32 on cpu"),
+        ({"weights": Weights(dropout=0.5, seed=torch.zeros((), dtype=torch.int64, device="meta"))},
+         "weights.seed: expected an int, or one int64 on cpu, got () torch.int64 on meta"),
+        ({"weights": Weights("silu"), "return_lse": True},
+         "return_lse: expected False with silu weights, which have none, got True"),
+        ({"bias": Bias(torch.zeros(4))},
+         "bias.position: expected an odd number of entries: as many distances before as after, got 4"),
+        ({"bias": Bias(torch.zeros(3, 5))}, "bias.position: expected shape (N,) or (2, N) with N >= 1, got (3, 5)"),
+        ({"bias": Bias(time=torch.zeros(0))}, "bias.time: expected shape (N,) or (2, N) with N >= 1, got (0,)"),
+        ({"bias": Bias(torch.zeros(3, dtype=torch.int64))},
+         "bias.position: expected a floating-point tensor on cpu, got torch.int64 on cpu"),
+        ({"bias": Bias(time=torch.zeros(3))},
+         "bias.key_times: expected times of the keys with a table of times, got None"),
+        ({"bias": Bias(time=torch.zeros(3), key_times=torch.zeros(3, dtype=torch.int64))},
+         "bias.query_times: expected shape (4,), dtype int32 or int64, on cpu, got (3,) torch.int64 on cpu"),
+        ({"bias": Bias(None, torch.zeros(3), torch.zeros(4, dtype=torch.int64), torch.zeros(4))},
+         "bias.key_times: expected shape (4,), dtype int32 or int64, on cpu, got (4,) torch.float32 on cpu"),
+        ({"q": torch.zeros(2, 3, 2, 8), "bias": Bias(time=torch.zeros(3), key_times=torch.zeros(4, dtype=torch.int64))},
+         "bias.query_times: expected times of the queries, which are not the keys, got None"),
         ({"scale": math.nan}, "scale: expected a finite number, got nan"),
         ({"scale": math.inf}, "scale: expected a finite number, got inf"),
         ({"implementation": "cpuu"}, "implementation: expected one of triton, varlen, cpu, reference "
@@ -522,11 +544,33 @@ def test_malformed_arguments_are_named(changes, message):
 
 
 @pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Weights(dropout=1.0), "weights.dropout: expected a number from 0 to below 1, got 1.0"),
+        (lambda: Weights(dropout=-0.1), "weights.dropout: expected a number from 0 to below 1, got -0.1"),
+        (lambda: Weights(dropout=math.nan), "weights.dropout: expected a number from 0 to below 1, got nan"),
+        (lambda: Weights("swish"),
+         "weights.activation: expected softmax or silu or gelu or relu_squared or identity, got 'swish'"),
+        (lambda: Weights(normaliser=3.0),
+         "weights.normaliser: expected None under a softmax, which normalises, got 3.0"),
+        (lambda: Weights("silu", 0.0),
+         'weights.normaliser: expected a finite number above 0, "length" or None, got 0.0'),
+        (lambda: Weights("silu", "rows"),
+         'weights.normaliser: expected a finite number above 0, "length" or None, got \'rows\''),
+    ],
+)  # fmt: skip
+def test_weights_refuse_what_they_are_not(make, message):
+    with pytest.raises(InvalidArgument) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [
         ("triton", {}, "needs a CUDA device, got cpu"),
         ("varlen", {}, "needs a CUDA device, got cpu"),
-        ("cpu", {"dropout": 0.1}, "does not serve dropout"),
+        ("cpu", {"weights": Weights(dropout=0.1)}, "does not serve dropout"),
         ("cpu", {name: tensor.to("meta") for name, tensor in GOOD.items()}, "needs a CPU tensor, got meta"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from serrate.ops.attention import Mask, attention
+from serrate.ops.attention import Mask, Weights, attention
 from serrate.ops.attention.cases import CAUSAL, Case
 from serrate.ops.attention.dropout import kept
 from serrate.testing.attention import call_of, every_device, every_implementation, low_dtype, unusable, usable
@@ -24,7 +24,8 @@ def test_every_implementation_draws_the_same(name, seed, device):
     q, k, _, offsets = CASE.tensors(low_dtype(name), device)
     v = torch.eye(len(k), device=device, dtype=k.dtype)[:, None].expand(-1, 3, -1)
     usable(name, CASE, (q, k, v))
-    out = attention(q * 0, k, v, offsets, dropout=0.3, seed=seed, implementation=name).float().cpu()
+    weights = Weights(dropout=0.3, seed=seed)
+    out = attention(q * 0, k, v, offsets, weights=weights, implementation=name).float().cpu()
     rows = torch.repeat_interleave(torch.arange(5), torch.tensor(CASE.lengths))
     own = rows[:, None] == rows[None, :]
     stays = kept(torch.tensor(seed), 0.3, 3, place(len(q)), place(len(k))).transpose(0, 1) & own[:, None]
@@ -40,7 +41,8 @@ def test_dense_queries_stand_at_places_of_their_own(name, device):
     q, k, _, offsets = case.tensors(low_dtype(name), device)
     v = torch.eye(len(k), device=device, dtype=k.dtype)[:, None].expand(-1, 2, -1)
     usable(name, case, (q, k, v))
-    out = attention(q * 0, k, v, offsets, dropout=0.5, seed=3, implementation=name).cpu() > 0
+    weights = Weights(dropout=0.5, seed=3)
+    out = attention(q * 0, k, v, offsets, weights=weights, implementation=name).cpu() > 0
     stays = kept(torch.tensor(3), 0.5, 2, place(9), place(40)).transpose(0, 1).unflatten(0, (3, 3))
     assert torch.equal(out[0, ..., :7], stays[0, ..., :7])
     assert torch.equal(out[2, ..., 7:], stays[2, ..., 7:])
@@ -53,7 +55,7 @@ def test_a_seed_is_an_int_or_a_tensor_and_gives_the_same_bits_again(name, device
     usable(name, CASE, tuple(tensors))
 
     def out(seed):
-        return attention(*tensors, offsets, dropout=0.3, seed=seed, implementation=name)
+        return attention(*tensors, offsets, weights=Weights(dropout=0.3, seed=seed), implementation=name)
 
     first = out(5)
     assert torch.equal(out(5), first)
@@ -69,7 +71,7 @@ def test_the_log_sum_exp_knows_no_dropout(name, device):
     *tensors, offsets = CASE.tensors(low_dtype(name), device)
     usable(name, CASE, tuple(tensors), lse=True)
     out, lse = attention(*tensors, offsets, return_lse=True, implementation=name)
-    fewer, same = attention(*tensors, offsets, return_lse=True, dropout=0.3, implementation=name)
+    fewer, same = attention(*tensors, offsets, return_lse=True, weights=Weights(dropout=0.3), implementation=name)
     torch.testing.assert_close(same, lse)
     assert not torch.equal(out, fewer)
 
@@ -79,7 +81,8 @@ def test_no_dropout_is_no_dropout_whatever_the_seed(name):
     *tensors, offsets = CASE.tensors()
     assert unusable(name, call_of(Case("", ()), tuple(tensors))) is None
     plain = attention(*tensors, offsets, implementation=name)
-    assert torch.equal(attention(*tensors, offsets, dropout=0.0, seed=9, implementation=name), plain)
+    undropped = attention(*tensors, offsets, weights=Weights(dropout=0.0, seed=9), implementation=name)
+    assert torch.equal(undropped, plain)
 
 
 @every_device
@@ -93,7 +96,8 @@ def test_the_expectation_is_attention_without_dropout(name, device):
     offsets = case.tensors(device=device)[3]
     usable(name, case, tensors)
     exact = attention(*one, offsets[:2], mask=CAUSAL, implementation="reference").float()
-    drawn = attention(*tensors, offsets, mask=CAUSAL, dropout=rate, seed=1, implementation=name).float()
+    weights = Weights(dropout=rate, seed=1)
+    drawn = attention(*tensors, offsets, mask=CAUSAL, weights=weights, implementation=name).float()
     drawn = drawn.unflatten(0, (rows, length))
     error = drawn.std(0) / rows**0.5
     assert ((drawn.mean(0) - exact).abs() <= 4.5 * error + 1e-3).all()

@@ -16,6 +16,7 @@ from serrate.testing.attention import (
     dense,
     every_device,
     every_implementation,
+    gives_lse,
     low_dtype,
     run,
     unusable,
@@ -57,9 +58,10 @@ def test_any_case_is_the_dense_computation(name, device, case):
         if unusable(name, call_of(case, tensors)) is None:
             check(name, case, tensors)
         return
-    lse = unusable(name, call_of(case, tensors, lse=True)) is None
+    lse = gives_lse(name, case, tensors)
     actual = run(name, case, tensors, lse=lse, scale=0.8)
-    plain = with_gradients(lambda q, k, v: dense(case, q, k, v, 0.8) if lse else dense(case, q, k, v, 0.8)[0], tensors)
+    plain = with_gradients(lambda *x: dense(case, *x, scale=0.8) if lse else dense(case, *x, scale=0.8)[0], tensors,
+                           tables=case.tables(device))
     torch.testing.assert_close(vars(actual), vars(plain), rtol=1e-11, atol=1e-11)
 
 

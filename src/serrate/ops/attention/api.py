@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ...errors import InvalidArgument
 from .. import select
+from .bias import Bias
 from .mask import Mask
+from .weights import Weights
 
 
 class Call(NamedTuple):
@@ -27,11 +29,14 @@ class Call(NamedTuple):
     grouped: bool = False
     dropout: bool = False
     with_lse: bool = False
+    pointwise: bool = False
+    biased: bool = False
 
     def beyond_plain(self) -> str | None:
         """Say what this asks for beyond self-attention, causal or not, with heads of their own; None: nothing."""
         asked = {"cross-attention": self.cross, "grouped heads": self.grouped, "dropout": self.dropout,
-                 "the log-sum-exp": self.with_lse, "this mask": not self.mask.plain}
+                 "the log-sum-exp": self.with_lse, "this mask": not self.mask.plain,
+                 "pointwise weights": self.pointwise, "a bias": self.biased}
         return next((f"does not serve {name}" for name, wanted in asked.items() if wanted), None)
 
 
@@ -55,16 +60,22 @@ class Rows(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The rest of a call: `mask` (its counts as tensors `(B,)`), factor on scores, dropout, whether lse is wanted.
+    """The rest of a call: `mask` (its counts as tensors `(B,)`), factor on scores, weights, bias, whether to give lse.
 
-    seed: `()` int64 on the device when `dropout` is more than 0, else None.
+    The seed of `weights` is `()` int64 on the device where there is dropout. `bias` is None, or has contiguous tables
+    `(H, …)` or `(1, …)`, float32 (float64 for float64), and where it has a table of times those of all queries `(T,)`.
     """
 
     mask: Mask
     scale: float
-    dropout: float = 0.0
-    seed: Tensor | None = None
+    weights: Weights
+    bias: Bias | None = None
     with_lse: bool = False
+
+    @property
+    def seed(self) -> Tensor | None:
+        """The seed of dropout, None where nothing is dropped."""
+        return self.weights.seed if self.weights.dropout and isinstance(self.weights.seed, Tensor) else None
 
 
 _LEAST_SCALE = 1e-30  # below, a factor on scores is 0: what kernels divide by it leaves the range of float32
@@ -85,14 +96,16 @@ def attention(  # pyright: ignore[reportInconsistentOverload] - the options are 
     *,
     kv_offsets: Tensor | None = None,
     mask: Mask = Mask(),  # noqa: B008 - frozen
+    weights: Weights = Weights(),  # noqa: B008 - frozen
+    bias: Bias | None = None,
     scale: float | None = None,
     longest: int | tuple[int, int] | None = None,
-    dropout: float = 0.0,
-    seed: int | Tensor = 0,
     return_lse: bool = False,
     implementation: str | None = None,
 ):
-    """Softmax attention of every query over the keys of its own row: `softmax(scale · q kᵀ + mask) v`.
+    """Attention of every query over the keys of its own row: `softmax(scale · q kᵀ + bias + mask) v`.
+
+    Other `weights` put a pointwise activation in the place of the softmax: `silu(scale · q kᵀ + bias) / normaliser`.
 
     Row `b` is `[offsets[b], offsets[b + 1])` of the packed axis; rows never see each other and nothing is padded.
     Empty rows cost nothing. Sums and log-sum-exp are float32 (float64 for float64 inputs) whatever the dtype.
@@ -111,18 +124,17 @@ def attention(  # pyright: ignore[reportInconsistentOverload] - the options are 
         offsets: `(B + 1,)` int32 or int64, starts at 0, non-decreasing, ends at `T`; its contents are not read here.
         kv_offsets: `(B + 1,)`, ends at `S`; None where queries and keys have the same rows.
         mask: which keys a query sees.
+        weights: softmax or a pointwise activation, and dropout.
+        bias: what is added to scores for the distance of query and key, and for the time between them.
         scale: factor on the scores; `1 / sqrt(D)` when None.
         longest: length of the longest row, when the caller knows it, of queries and keys or a pair for the two; an
             upper bound is right too.
-        dropout: share of the weights that is dropped, 0 to below 1; the others are divided by `1 - dropout`.
-        seed: `()` int64 on the device of `q`, or an int. The draw follows from it and the places of query and key, so
-            it is the same in every implementation; with a tensor a captured graph can be given another one.
-        return_lse: return the log-sum-exp of each query's scores too.
+        return_lse: return the log-sum-exp of each query's scores too; of softmax only.
         implementation: a name from `implementations("attention")`, or None for the automatic choice.
 
     Returns:
         `(T, H, Dv)`, or `(B, K, H, Dv)` for dense queries, dtype of `q`; with `return_lse` also the natural log-sum-exp
-        `(T, H)` or `(B, K, H)`, float32 (float64 for float64). Both differentiable in `q`, `k` and `v`.
+        `(T, H)` or `(B, K, H)`, float32 (float64 for float64). Both differentiable in `q`, `k`, `v` and tables of bias.
 
     Raises:
         InvalidArgument: shapes, dtypes or devices that do not fit, a scale that is not finite.
@@ -139,15 +151,16 @@ def attention(  # pyright: ignore[reportInconsistentOverload] - the options are 
         raise InvalidArgument("scale", "a finite number", scale)
     if factor < _LEAST_SCALE:  # kernels take the largest score times the scale for the largest scaled score
         q, factor = (q * 0.0, 1.0) if factor > -_LEAST_SCALE else (-q, -factor)
-    if not 0 <= dropout < 1:
-        raise InvalidArgument("dropout", "a number from 0 to below 1", dropout)
+    if return_lse and weights.pointwise:
+        raise InvalidArgument("return_lse", f"False with {weights.activation} weights, which have none", True)
     bounds = (q.shape[1] if dense else q.shape[0], k.shape[0]) if longest is None else \
         longest if isinstance(longest, tuple) else (q.shape[1] if dense else longest, longest)
     keys = offsets if kv_offsets is None else kv_offsets
     rows = Rows(None if dense else offsets, keys, bounds)
-    settings = Settings(_on_device(mask, keys), factor, dropout, _seed(seed, q) if dropout else None, return_lse)
+    settings = Settings(_on_device(mask, keys), factor, _seeded(weights, q), _prepared(bias, q, k, rows), return_lse)
     call = Call(q.device, q.dtype, q.shape[-1], v.shape[2], mask, cross=keys is not rows.queries,
-                grouped=q.shape[-2] != k.shape[1], dropout=dropout > 0, with_lse=return_lse)
+                grouped=q.shape[-2] != k.shape[1], dropout=weights.dropout > 0, with_lse=return_lse,
+                pointwise=weights.pointwise, biased=settings.bias is not None)
     out, lse = select.choose("attention", call, implementation).implementation.compute(q, k, v, rows, settings)
     return (out, lse) if return_lse else out
 
@@ -267,10 +280,48 @@ def _counts(name: str, counts: Tensor | int | None, offsets: Tensor) -> Tensor |
     return counts.clamp(0, _LARGEST_COUNT)
 
 
-def _seed(seed: int | Tensor, q: Tensor) -> Tensor:
+def _seeded(weights: Weights, q: Tensor) -> Weights:
+    """Return the weights with the seed as a tensor, where they need one."""
+    if not weights.dropout:
+        return weights
+    seed = weights.seed
     if isinstance(seed, int):
-        return torch.full((), seed, dtype=torch.int64, device=q.device)
+        return replace(weights, seed=torch.full((), seed, dtype=torch.int64, device=q.device))
     if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != q.device:
         expected = f"an int, or one int64 on {q.device}"
-        raise InvalidArgument("seed", expected, f"{tuple(seed.shape)} {seed.dtype} on {seed.device}")
-    return seed.reshape(()).clone()  # the caller may count it up before the backward pass
+        raise InvalidArgument("weights.seed", expected, f"{tuple(seed.shape)} {seed.dtype} on {seed.device}")
+    return replace(weights, seed=seed.reshape(()).clone())  # the caller may count it up before the backward pass
+
+
+def _prepared(bias: Bias | None, q: Tensor, k: Tensor, rows: Rows) -> Bias | None:
+    """Return the bias with what it needs only, as `Settings` has it; None where it adds nothing."""
+    if bias is None or (bias.position is None and bias.time is None):
+        return None
+    position, time = (None if table is None else _table(name, table, q)
+                      for name, table in (("bias.position", bias.position), ("bias.time", bias.time)))
+    if position is not None and position.shape[1] % 2 == 0:
+        raise InvalidArgument("bias.position", "an odd number of entries: as many distances before as after",
+                              position.shape[1])
+    if time is None:
+        return Bias(position)
+    if bias.key_times is None:
+        raise InvalidArgument("bias.key_times", "times of the keys with a table of times", None)
+    if bias.query_times is None and rows.queries is not rows.keys:
+        raise InvalidArgument("bias.query_times", "times of the queries, which are not the keys", None)
+    asked = bias.key_times if bias.query_times is None else bias.query_times
+    for name, times, shape in (("query_times", asked, q.shape[:-2]), ("key_times", bias.key_times, k.shape[:1])):
+        if times.shape != shape or times.dtype not in (torch.int32, torch.int64) or times.device != q.device:
+            raise InvalidArgument(f"bias.{name}", f"shape {tuple(shape)}, dtype int32 or int64, on {q.device}",
+                                  f"{tuple(times.shape)} {times.dtype} on {times.device}")
+    return Bias(position, time, asked.long().flatten(), bias.key_times.long().contiguous())
+
+
+def _table(name: str, table: Tensor, q: Tensor) -> Tensor:
+    """Return a table of bias as `(H, N)` or `(1, N)` in the dtype of scores."""
+    heads = q.shape[-2]
+    if table.dim() not in (1, 2) or table.shape[-1] < 1 or (table.dim() == 2 and table.shape[0] not in (1, heads)):
+        raise InvalidArgument(name, f"shape (N,) or ({heads}, N) with N >= 1", tuple(table.shape))
+    if not table.dtype.is_floating_point or table.device != q.device:
+        raise InvalidArgument(name, f"a floating-point tensor on {q.device}", f"{table.dtype} on {table.device}")
+    table = table[None] if table.dim() == 1 else table
+    return table.to(torch.promote_types(q.dtype, torch.float32)).contiguous()

@@ -1,13 +1,15 @@
 """Named calls of jagged attention: one table for all tests. Batches to measure are in `workloads.py`."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...jagged import offsets_from_lengths
+from .bias import Bias
 from .mask import Mask
+from .weights import Activation, Weights
 
 CAUSAL = Mask(causal=True)
 
@@ -28,6 +30,10 @@ class Case:
         kv_heads: G, where it is not H.
         value_width: Dv, where it is not D.
         dropout: share of the weights that is dropped.
+        activation, normaliser: of the weights.
+        reach: R, how far a table of positions tells distances apart; 0: there is none.
+        buckets: entries of a table of times; 0: there is none.
+        apart: whether the heads have tables of their own.
     """
 
     name: str
@@ -41,6 +47,11 @@ class Case:
     kv_heads: int | None = None
     value_width: int | None = None
     dropout: float = 0.0
+    activation: Activation = "softmax"
+    normaliser: float | Literal["length"] | None = None
+    reach: int = 0
+    buckets: int = 0
+    apart: bool = False
 
     def tensors(self, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0,
                 offsets_dtype: torch.dtype = torch.int64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -55,15 +66,56 @@ class Case:
         offsets = offsets_from_lengths(torch.tensor(self.lengths, dtype=offsets_dtype)).to(device)
         return q.expand(rows, *block) if self.shared else q, k, v, offsets
 
-    def arguments(self, device: str = "cpu", offsets_dtype: torch.dtype = torch.int64) -> dict[str, Any]:
-        """Return what `attention` takes besides these tensors: `kv_offsets`, mask and dropout."""
+    def tables(self, device: str = "cpu", seed: int = 0) -> tuple[Tensor, ...]:
+        """Return random float32 tables of bias, of positions and of times, those that there are."""
+        generator = torch.Generator().manual_seed(seed + 1)
+        heads = (self.heads,) if self.apart else ()
+        sizes = [2 * self.reach - 1] * (self.reach > 0) + [self.buckets] * (self.buckets > 0)
+        return tuple(torch.randn((*heads, size), generator=generator).to(device) for size in sizes)
+
+    def bias(self, tables: tuple[Tensor, ...]) -> Bias | None:
+        """Return the bias with these tables, on their device; times grow within a row, by seconds to weeks."""
+        if not tables:
+            return None
+        position, time = tables[0] if self.reach else None, tables[-1] if self.buckets else None
+        if time is None:
+            return Bias(position)
+        happened, asked = (_times(lengths).to(time.device) for lengths in (self._keys, self._queries))
+        if self.dense is not None:
+            return Bias(position, time, asked.reshape(len(self.lengths), self.dense), happened)
+        return Bias(position, time, None if self.kv_lengths is None else asked, happened)
+
+    @property
+    def _keys(self) -> tuple[int, ...]:
+        return self.lengths if self.kv_lengths is None else self.kv_lengths
+
+    @property
+    def _queries(self) -> tuple[int, ...]:
+        return self.lengths if self.dense is None else (self.dense,) * len(self.lengths)
+
+    def arguments(self, device: str = "cpu", offsets_dtype: torch.dtype = torch.int64,
+                  tables: tuple[Tensor, ...] | None = None) -> dict[str, Any]:
+        """Return what `attention` takes besides these tensors: `kv_offsets`, mask, weights and bias."""
         context, targets = (counts.to(device) if isinstance(counts, Tensor) else counts
                             for counts in (self.mask.context, self.mask.targets))
         given: dict[str, Any] = {"mask": replace(self.mask, context=context, targets=targets)}
         if self.kv_lengths is not None:
             lengths = torch.tensor(self.kv_lengths, dtype=offsets_dtype)
             given["kv_offsets"] = offsets_from_lengths(lengths).to(device)
-        return given | ({"dropout": self.dropout, "seed": 2**40 + 7} if self.dropout else {})
+        if self.dropout or self.activation != "softmax":
+            given["weights"] = Weights(self.activation, self.normaliser, self.dropout, 2**40 + 7)
+        bias = self.bias(self.tables(device) if tables is None else tables)
+        return given if bias is None else given | {"bias": bias}
+
+
+def _times(lengths: tuple[int, ...]) -> Tensor:
+    """Return times of events in seconds, `(T,)` int64: growing within each row, from a start of its own."""
+    generator = torch.Generator().manual_seed(7)
+    rows = []
+    for length in lengths:
+        gaps = (torch.rand(length, generator=generator) * 13).exp().long() - 1  # from 0 seconds to five days
+        rows.append(int(torch.randint(2**30, (), generator=generator)) + 1_200_000_000 + gaps.cumsum(0))
+    return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
 
 
 _ODD_LENGTHS = {
@@ -140,3 +192,28 @@ _RATES = {"mixed": 0.3, "mixed_full": 0.9, "cross": 0.5, "target_70": 0.1, "two_
 
 CASES = list(_NAMED.values())
 CASES += [replace(_NAMED[name], name=f"{name}_dropout", dropout=rate) for name, rate in _RATES.items()]
+
+_WEIGHTS = {
+    "silu": ("silu", None), "silu_constant": ("silu", 20.0), "silu_length": ("silu", "length"), "gelu": ("gelu", 8.0),
+    "relu_squared": ("relu_squared", "length"), "identity": ("identity", 50.0),
+}
+_POINTWISE = [replace(_NAMED["mixed"], name=name, activation=activation, normaliser=normaliser)
+              for name, (activation, normaliser) in _WEIGHTS.items()]
+_POINTWISE += [replace(_NAMED[name], name=f"{name}_silu", activation="silu", normaliser="length") for name in (
+    "no_rows", "all_empty", "mixed_full", "one_long_among_short", "width_20", "width_96", "cross", "cross_causal",
+    "target_70", "pooling", "heads_share_cross", "narrow_values", "everything", "everything_cross", "long_everything",
+    "everything_target")]
+_POINTWISE += [replace(_NAMED["mixed"], name="silu_dropout", activation="silu", normaliser=5.0, dropout=0.3)]
+_TABLES = {"position": (9, 0), "far_position": (200, 0), "time": (0, 60), "few_times": (0, 5), "both": (40, 60)}
+_BIASED = [replace(_NAMED["mixed"], name=f"{name}_{activation}", activation=activation, normaliser=normaliser,
+                   reach=reach, buckets=buckets, apart=name == "both" and activation == "silu")
+           for name, (reach, buckets) in _TABLES.items()
+           for activation, normaliser in (("softmax", None), ("silu", 20.0))]
+_BIASED += [replace(_NAMED[name], name=f"{name}_both", activation="silu", normaliser=30.0, reach=20, buckets=50)
+            for name in ("no_rows", "all_empty", "mixed_full", "one_long_among_short", "cross", "cross_causal",
+                         "target_70", "pooling", "heads_share_cross", "everything", "everything_cross", "long_window",
+                         "long_everything", "width_96")]
+_BIASED += [replace(_NAMED[name], name=f"{name}_both_softmax", reach=20, buckets=50, apart=True)
+            for name in ("one_long_among_short", "cross", "two_heads_share", "everything", "everything_target")]
+_BIASED += [replace(_NAMED["mixed"], name="both_dropout", reach=20, buckets=50, dropout=0.3)]
+CASES += _POINTWISE + _BIASED

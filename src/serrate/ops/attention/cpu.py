@@ -21,7 +21,8 @@ def unusable(call: Call) -> str | None:
     """Serve CPU tensors."""
     if call.device.type != "cpu":
         return f"needs a CPU tensor, got {call.device.type}"
-    return "does not serve dropout" if call.dropout else None  # nor does the kernel
+    asked = {"dropout": call.dropout, "pointwise weights": call.pointwise, "a bias": call.biased}  # nor does the kernel
+    return next((f"does not serve {name}" for name, wanted in asked.items() if wanted), None)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, Tensor | None]:

@@ -31,6 +31,8 @@ def unusable(call: Call) -> str | None:
         return f"needs a CUDA device, got {call.device.type}"
     if _INTERPRETED and call.dtype == torch.bfloat16:
         return "needs float32 or float16 under Triton's interpreter, whose products of bfloat16 are wrong"
+    if call.pointwise or call.biased:
+        return "does not serve pointwise weights or a bias"
     if call.dtype not in _DTYPES:
         return f"needs float32, bfloat16 or float16, got {call.dtype}"
     if not 1 <= call.value_width <= 256 or call.width > 256:

@@ -92,4 +92,4 @@ def make_problem(rows: Rows, settings: Settings) -> Problem:
     kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
     left, right, block = (NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
     return Problem(rows.queries, rows.keys, context, targets, settings.seed, kind, (left, right, block),
-                   settings.scale, settings.dropout)
+                   settings.scale, settings.weights.dropout)
