@@ -108,6 +108,7 @@ def test_a_training_batch_predicts_the_next_event(histories):
     assert batch["target"].tolist() == [[3, 4], [], [7], [2]]
     assert batch["weight"].tolist() == [[2.5, 3.5], [], [6.5], [1.5]]
     assert batch["time"].tolist() == [[20, 30], [], [60], [10]]
+    assert batch["asked"].tolist() == [[30, 40], [], [70], [20]]  # when the target happened
     assert batch.context["user"].tolist() == [0, 1, 2, 0]
     assert batch["item"].dtype == batch["target"].dtype == torch.int64
     assert batch["item"].longest == 2
@@ -117,8 +118,30 @@ def test_a_history_batch_holds_the_newest_events_and_the_truth(histories):
     batch = history_batch(histories, EXAMPLES, [3, 0, 1], max_length=3)
     assert batch["item"].tolist() == [[1, 2], [2, 3, 4], [5]]
     assert batch["time"].tolist() == [[10, 20], [20, 30, 40], [50]]
+    assert batch["asked"].tolist() == [[20, 30], [30, 40, 40], [50]]  # the first event to predict; none: its own
     assert batch.context["truth"].tolist() == [[3, 4], [], []]
-    assert list(batch) == ["item", "time"]
+    assert list(batch) == ["item", "time", "asked"]
+
+
+@pytest.mark.parametrize(("unit", "ticks"), [("integer", 1), ("integer", 10**3), ("integer", 10**6),
+                                             ("integer", 10**9), ("microseconds", 10**6)])
+def test_times_are_in_seconds(unit, ticks, histories_of):
+    start = 1_700_000_000
+    times = [[(start + second) * ticks + ticks // 3 for second in row] for row in ([0, 60, 3600], [-5, 5])]
+    stored = histories_of([[1, 2, 3], [4, 5]], time_unit=unit, time=times)
+    examples = Examples(np.array([0, 1]), np.array([2, 1]), np.array([3, 2]))
+    for made in (training_batch(stored, examples.select([0]), np.array([0]), None),
+                 history_batch(stored, examples.select([1]), np.array([0]), None)):
+        assert made["time"].dtype == made["asked"].dtype == torch.int64
+        assert (made["time"].values - start).tolist() in ([0], [-5])
+        assert (made["asked"].values - start).tolist() in ([60], [5])
+    assert stored.fields["time"].tolist() == [time for row in times for time in row]  # what is stored stays
+
+
+def test_a_log_without_times_asks_nothing(histories_of):
+    stored = histories_of(ROWS, time_unit=None)
+    assert list(training_batch(stored, EXAMPLES, np.array([0]), None)) == ["item", "target"]
+    assert list(history_batch(stored, EXAMPLES, np.array([0]), None)) == ["item"]
 
 
 def test_seen_items_are_not_truncated(histories):

@@ -11,6 +11,7 @@ from ..errors import InvalidArgument
 from ..jagged import EventBatch, JaggedTensor, offsets_from_lengths
 from .histories import Histories
 from .split import Examples
+from .times import asked_times, seconds
 
 
 class TokenBatches:
@@ -100,12 +101,14 @@ def training_batch(histories: Histories, examples: Examples, index: np.ndarray |
 
     A history of n events gives n - 1 of them: `item` is every event but the newest, `target` (int64) the
     event after each; the newest `max_length` are kept (None: all). Fewer than two events give an empty row.
-    `weight` (float32, where the log has it) is that of the target; times and features those of the input.
+    `weight` (float32, where the log has it) is that of the target; features are those of the input. Where the log has
+    times, `time` is that of the input and `asked` that of the target, both int64 in seconds.
     """
     rows, ends = _chosen(examples, index)
     lengths = (ends - 1).clamp(0, max_length)
     positions, offsets, longest = _newest(histories, rows, ends - 1, lengths)
     events = _inputs(histories, positions, offsets, longest)
+    _add_times(events, histories, rows, ends - 1)
     target = histories.fields["item"][positions + 1].long()
     events["target"] = JaggedTensor.trusted(target, offsets, longest)
     if "weight" in histories.fields:
@@ -117,6 +120,8 @@ def history_batch(histories: Histories, examples: Examples, index: np.ndarray | 
                   max_length: int | None) -> EventBatch:
     """Gather the examples `index` `(B,)` for scoring: the newest `max_length` events of each (None: all).
 
+    Where the log has times, `time` is that of each event and `asked` that of the event after it, both int64 in seconds:
+    the newest is asked when the first of the events to predict happened, or at its own time where none is to come.
     Context: `user` `(B,)` int64 and `truth`, a `JaggedTensor` (int64) of all dense items to predict.
     """
     rows, ends = _chosen(examples, index)
@@ -124,7 +129,9 @@ def history_batch(histories: Histories, examples: Examples, index: np.ndarray | 
     truth_ends = torch.from_numpy(examples.truth_ends)[torch.as_tensor(index)]
     truth_at, truth_offsets, truth_longest = _newest(histories, rows, truth_ends, truth_ends - ends)
     truth = JaggedTensor.trusted(histories.fields["item"][truth_at].long(), truth_offsets, truth_longest)
-    return EventBatch(_inputs(histories, positions, offsets, longest), {"user": rows, "truth": truth})
+    events = _inputs(histories, positions, offsets, longest)
+    _add_times(events, histories, rows, ends)
+    return EventBatch(events, {"user": rows, "truth": truth})
 
 
 def seen_items(histories: Histories, examples: Examples, index: np.ndarray | Tensor) -> JaggedTensor:
@@ -153,3 +160,13 @@ def _inputs(histories: Histories, positions: Tensor, offsets: Tensor,
     fields = {name: values[positions] for name, values in histories.fields.items() if name != "weight"}
     fields["item"] = fields["item"].long()
     return {name: JaggedTensor.trusted(values, offsets, longest) for name, values in fields.items()}
+
+
+def _add_times(events: dict[str, JaggedTensor], histories: Histories, rows: Tensor, ends: Tensor) -> None:
+    """Turn the field `time` into seconds and add `asked`: the newest event of each row is asked at event `ends`."""
+    if not histories.has_time:
+        return
+    ticks, times = histories.ticks_per_second, histories.fields["time"]
+    last = (histories.offsets[rows + 1] - 1).minimum(histories.offsets[rows] + ends.clamp(min=0))
+    events["time"] = events["time"].with_values(seconds(events["time"].values, ticks))
+    events["asked"] = asked_times(events["time"], seconds(times[last], ticks))

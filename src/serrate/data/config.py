@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from ..config import Config
 
 ColumnName = Annotated[str, StringConstraints(min_length=1)]
-RESERVED_FIELDS = frozenset({"user", "item", "time", "position", "weight", "target", "offsets", "truth"})
+RESERVED_FIELDS = frozenset({"user", "item", "time", "asked", "position", "weight", "target", "offsets", "truth"})
 
 
 class ColumnMapping(Config):

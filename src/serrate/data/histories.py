@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument, InvalidData, suggest
 from ..jagged import JaggedTensor
+from .times import ticks_per_second
 from .vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
@@ -106,6 +107,16 @@ class Histories:
     def time_unit(self) -> str | None:
         """`"microseconds"` since 1970 (UTC), `"integer"`: integers as they came, None: no times."""
         return self._description.get("time_unit")
+
+    @cached_property
+    def ticks_per_second(self) -> int:
+        """How many units of `time` make a second; of integers as they came it is told by their size.
+
+        10⁶ of microseconds; by the median of the users' newest times, of integers of 1e11 and more 10³, 10⁶ or 10⁹.
+        """
+        if not self.has_time or self.time_unit == "microseconds" or not self.num_users:
+            return 10**6 if self.time_unit == "microseconds" else 1
+        return ticks_per_second(int(self.fields["time"][self.offsets[1:] - 1].median()))
 
     @cached_property
     def items(self) -> Vocabulary:
