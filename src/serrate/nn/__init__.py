@@ -1,6 +1,7 @@
 """Modules on jagged batches: layers and losses that are useful without our models."""
 
 from .attention import AttentionPooling, JaggedMultiheadAttention, TargetAttention, TransformerBlock
+from .hstu import HSTULayer, HSTUOptions
 from .losses import BinaryCrossEntropy, FullSoftmax, SampledSoftmax
 from .position import ages
 
@@ -8,6 +9,8 @@ __all__ = [
     "AttentionPooling",
     "BinaryCrossEntropy",
     "FullSoftmax",
+    "HSTULayer",
+    "HSTUOptions",
     "JaggedMultiheadAttention",
     "SampledSoftmax",
     "TargetAttention",
