@@ -15,15 +15,28 @@ import torch
 from serrate.errors import NotUsable
 from serrate.ops import figures
 from serrate.ops.attention import bench, peers, tables, workloads
-from serrate.ops.attention.bench import Comparison, compare, limit, wrong
+from serrate.ops.attention.bench import VARIANTS, Comparison, compare, limit, wrong
 from serrate.ops.attention.peers import PEERS, Peer, make, ours
-from serrate.ops.attention.workloads import CROWD, CURVES, FILLS, TARGETS, WORKLOADS, Workload, on_curve
+from serrate.ops.attention.workloads import (
+    CROWD,
+    CURVES,
+    FILLS,
+    LENGTHS,
+    POINTWISE,
+    TARGETS,
+    WORKLOADS,
+    Workload,
+    on_curve,
+)
 
 SELF = Workload("self", "uniform", 7, 20, 2, 8, True)
 FULL = replace(SELF, name="full", causal=False)
 TARGET = replace(FULL, name="target", queries=3)
 POOLING = replace(TARGET, name="pooling", shared=True)
 ALL = [SELF, FULL, TARGET, POOLING]
+SILU = replace(SELF, name="silu", activation="silu")
+BIASED = replace(SILU, name="biased", biased=True)
+SOFTMAX_BIASED = replace(BIASED, name="softmax biased", activation="softmax", causal=False)
 
 every_shape = pytest.mark.parametrize("workload", ALL, ids=lambda workload: workload.name)
 
@@ -52,7 +65,61 @@ def test_a_batch_on_a_curve_is_as_full_as_it_says(longest, fill):
     assert 1 <= int(lengths.min()) <= int(lengths.max()) <= longest
 
 
+def test_pointwise_workloads_are_the_five_and_those_of_the_public_benchmark():
+    assert [(each.name, each.longest, each.width) for each in POINTWISE] == [
+        (f"pointwise {each.name}", each.longest, each.width) for each in WORKLOADS]
+    assert all(torch.equal(each.lengths(), plain.lengths()) for each, plain in zip(POINTWISE, WORKLOADS, strict=True))
+    assert {(each.activation, each.biased) for each in [*POINTWISE, *LENGTHS]} == {("silu", True)}
+    assert {(each.rows, each.heads, each.width, each.causal) for each in LENGTHS} == {(512, 4, 128, True)}
+    assert len({each.name for each in [*POINTWISE, *LENGTHS, *WORKLOADS]}) == 5 + 15 + 5
+    means = [float(each.lengths().double().mean()) / each.longest for each in LENGTHS]
+    assert means == pytest.approx([0.05, 0.5, 0.95] * 5, rel=0.08)
+
+
+def test_times_grow_within_a_row_and_a_query_is_asked_when_the_next_event_happens():
+    inputs = on_cpu(replace(BIASED, given=(3, 0, 400, 1, 0), rows=5, longest=400))
+    asked, happened = inputs.times
+    assert asked.shape == happened.shape == (404,)
+    assert asked.dtype == torch.int64
+    for begin, end in ((0, 3), (3, 403), (403, 404)):
+        assert torch.equal(asked[begin : end - 1], happened[begin + 1 : end])
+        assert bool((asked[begin:end] >= happened[begin:end]).all())
+    gaps = (asked - happened).double()
+    assert 0 <= float(gaps.min()) <= float(gaps.max()) < 5.2 * 86400
+    assert 100 < float(gaps.median()) < 5000  # as many under exp(6.5) = 665 seconds as above
+    assert [table.shape for table in inputs.tables] == [(799,), (peers.BUCKETS,)]
+
+
 # --- the check ---
+
+
+@pytest.mark.parametrize("workload", [SILU, BIASED, SOFTMAX_BIASED], ids=lambda workload: workload.name)
+def test_a_right_pointwise_or_biased_answer_passes_in_every_dtype(workload):
+    for dtype, allowed in bench.TOLERANCE.items():
+        assert 0 <= wrong(on_cpu(workload, dtype), "reference") < allowed
+
+
+@pytest.mark.parametrize("spoiled", range(5))
+def test_a_wrong_gradient_of_a_table_is_found_and_any_other(spoiled, monkeypatch):
+    def spoil(inputs, implementation):
+        run, leaves = ours(inputs, implementation)
+        return Peer(lambda: run() + 0.05 * (leaves[spoiled] - leaves[spoiled].detach()).sum(), leaves)
+
+    monkeypatch.setattr(bench, "ours", spoil)
+    assert not wrong(on_cpu(BIASED), "reference") < bench.TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("other", [
+    {"activation": "softmax"}, {"activation": "gelu"}, {"biased": False}, {"causal": False}, {"longest": 21}], ids=str)
+def test_another_computation_than_the_workload_s_is_found(other, monkeypatch):
+    def of_another(inputs, implementation):
+        run, leaves = ours(replace(inputs, workload=replace(inputs.workload, **other)), implementation)
+        unused = [peers.asking(table) for table in inputs.tables[len(leaves) - 3 :]]
+        return Peer(lambda: run() + sum(0 * table.sum() for table in unused), [*leaves, *unused])
+
+    assert wrong(on_cpu(BIASED), "reference") < bench.TOLERANCE[torch.float32]
+    monkeypatch.setattr(bench, "ours", of_another)
+    assert not wrong(on_cpu(BIASED), "reference") < bench.TOLERANCE[torch.bfloat16]
 
 
 @every_shape
@@ -141,6 +208,23 @@ def test_a_peer_computes_the_same(name, served, monkeypatch):
     peers.forget()
 
 
+@pytest.mark.parametrize("name", ["dense pointwise", "compiled pointwise"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "relu_squared", "identity"])
+def test_a_padded_peer_computes_the_same_pointwise_attention(name, activation, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    for workload in (SILU, replace(SILU, causal=False)):
+        inputs = on_cpu(replace(workload, activation=activation))
+        own, (run, leaves) = ours(inputs, "reference"), PEERS[name](inputs)
+        there = torch.arange(workload.longest) < inputs.offsets.diff()[:, None]
+        out = run().transpose(1, 2)[there]
+        torch.testing.assert_close(out, own.run(), rtol=1e-4, atol=1e-5)
+        theirs = torch.autograd.grad(out, leaves, inputs.grad)
+        mine = torch.autograd.grad(own.run(), own.leaves, inputs.grad)
+        for grad, expected in zip(theirs, mine, strict=True):
+            torch.testing.assert_close(grad.transpose(1, 2)[there], expected, rtol=1e-4, atol=1e-5)
+    peers.forget()
+
+
 # --- how fast ---
 
 
@@ -170,6 +254,24 @@ def test_ours_is_compared_with_its_peers():
     assert found["cpu", "forward_ms"]["device"].startswith("CPU")
 
 
+def test_ours_is_measured_in_each_variant_beside_the_same_peers(monkeypatch):
+    seen = []
+    monkeypatch.setattr(bench, "wrong", lambda inputs, name: seen.append(inputs.workload) or wrong(inputs, name))
+    how = comparison(implementation="reference", variants=tuple(VARIANTS), peers=("dense pointwise",))
+    rows = compare(on_cpu(BIASED), how)
+    assert [(each.activation, each.biased) for each in seen] == list(VARIANTS.values())
+    assert {(row["implementation"], row["metric"]) for row in rows} == {("batch", "events")} | {
+        (name, metric) for name in (*(f"reference {each}" for each in VARIANTS), "dense pointwise")
+        for metric in ("forward_ms", "forward_backward_ms")}
+
+
+def test_no_speed_is_told_while_one_variant_is_wrong(monkeypatch):
+    monkeypatch.setattr(bench, "wrong", lambda inputs, name: math.nan if inputs.workload.biased else 0.0)
+    monkeypatch.setattr(bench, "milliseconds", lambda *_: pytest.fail("was measured"))
+    with pytest.raises(AssertionError, match="of reference silu biased against"):
+        compare(on_cpu(BIASED), comparison(implementation="reference", variants=("silu", "silu biased")))
+
+
 def test_no_speed_is_told_while_the_answer_is_wrong(monkeypatch):
     monkeypatch.setattr(bench, "wrong", lambda inputs, name: math.nan)
     monkeypatch.setattr(bench, "milliseconds", lambda *_: pytest.fail("was measured"))
@@ -194,10 +296,10 @@ def test_ours_failing_is_not_passed_over():
 
 
 def test_dense_scores_that_do_not_fit_are_left_out(monkeypatch):
-    monkeypatch.setattr(bench, "LARGEST_SCORES", 8 * 7 * 2 * 20**2 - 1)
+    monkeypatch.setitem(bench.LARGEST_SCORES, "dense", 8 * 7 * 2 * 20**2 - 1)
     how = comparison(peers=("dense",))
     assert {row["implementation"] for row in compare(on_cpu(SELF), how)} == {"batch", "cpu"}
-    monkeypatch.setattr(bench, "LARGEST_SCORES", 8 * 7 * 2 * 20**2)
+    monkeypatch.setitem(bench.LARGEST_SCORES, "dense", 8 * 7 * 2 * 20**2)
     assert {row["implementation"] for row in compare(on_cpu(SELF), how)} == {"batch", "cpu", "dense"}
 
 
@@ -252,7 +354,7 @@ def test_every_part_is_measured_without_a_name_and_rows_of_other_runs_stay(gpu):
     with pytest.raises(SystemExit):
         bench.main([])
     measured = {row["workload"] for row in figures.read(gpu / "out" / "attention-x1.json")}
-    assert len(measured) == 1 + 4 + 1 + 3 + 1 + len(CURVES) * len(FILLS)
+    assert len(measured) == 1 + 4 + 1 + 3 + 1 + len(CURVES) * len(FILLS) + len(POINTWISE) + len(LENGTHS)
 
 
 def test_a_part_that_is_not_there_is_refused():
@@ -315,6 +417,44 @@ def test_the_page_is_filled_between_its_marks(tmp_path):
     assert "old" not in filled
     assert tables.filled(filled, tmp_path / "attention-x1.json") == filled
     assert "Not measured yet." in tables.filled(page, tmp_path / "none.json")
+
+
+POINTWISE_LEDGER = [row_of("pointwise mid", name, metric, value) for name, forward, both in [
+    ("triton silu", 0.2, 0.8), ("triton silu biased", 0.3, 1.2), ("triton softmax", 0.25, 1.0),
+    ("triton softmax biased", 0.5, 1.5), ("varlen", 0.8, 2.4), ("flex", 0.9, 2.0), ("dense pointwise", 99.0, 180.0)]
+    for metric, value in (("forward_ms", forward), ("forward_backward_ms", both))]
+POINTWISE_LEDGER += [row_of("pointwise mid", "batch", "events", 206546),
+                     row_of("pointwise mid", "triton silu", "peak_mib", 430.0)]
+POINTWISE_QUOTED = [row_of("mid", tables.QUOTED, "forward_ms", 0.401), row_of("mid", "FA4", "forward_ms", 0.5),
+                    row_of("long", tables.QUOTED, "forward_ms", 7.71)]
+
+
+def test_the_table_of_pointwise_weights_tells_what_others_take_beside_silu():
+    table, told = tables.pointwise_block([*LEDGER, *POINTWISE_LEDGER], POINTWISE_QUOTED).split("\n\n")
+    head, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    assert len(lines) == 1
+    assert list(zip(head, lines[0], strict=True))[:6] == [
+        ("", "mid"), ("events", "206,546"), ("**SiLU**", "0.2 / 0.8"), ("biased", "0.3 / 1.2"), ("softmax", "0.25 / 1"),
+        ("biased", "0.5 / 1.5")]
+    assert dict(zip(head[6:], lines[0][6:], strict=True)) == {
+        "varlen": "0.8 / 2.4", "flex": "0.9 / 2", "dense SiLU": "99 / 180", "compiled": "–",
+        "HSTU Triton, quoted": "0.401 / –", "**best softmax peer / SiLU**": "4.00 / 2.50",
+        "softmax / SiLU": "1.25 / 1.25", "biased / SiLU": "1.50 / 1.50", "biased / softmax": "2.00 / 1.50",
+        "peak MiB: SiLU, biased": "430, –"}
+    assert "NVIDIA X1" in told
+    assert "quoted, " in told
+    assert tables.block([*LEDGER, *POINTWISE_LEDGER], QUOTED) == tables.block(LEDGER, QUOTED)
+    assert tables.pointwise_block(LEDGER, POINTWISE_QUOTED) == "Not measured yet."
+
+
+def test_both_blocks_of_a_page_are_filled(tmp_path):
+    (tmp_path / "attention-x1.json").write_text(figures.text([*LEDGER, *POINTWISE_LEDGER]))
+    page = "a\n<!-- GPU figures -->\n<!-- end of GPU figures -->\nb\n<!-- pointwise figures -->\nold\n" \
+        "<!-- end of pointwise figures -->\nc\n"
+    filled = tables.filled(page, tmp_path / "attention-x1.json")
+    assert filled.index("| short |") < filled.index("\nb\n") < filled.index("| mid |") < filled.index("\nc\n")
+    assert "old" not in filled
+    assert tables.filled(filled, tmp_path / "attention-x1.json") == filled
 
 
 # --- curves ---
@@ -391,6 +531,16 @@ def test_targets_are_measured_beside_their_peers(workload):
     rows = compare(make(large), comparison(peers=peers.OF_DENSE_QUERIES, implementation="triton",
                                            ceilings=(1e9, 500.0)))
     assert {row["implementation"] for row in rows} >= {"limit", "triton", "varlen", "flex", "flex with mask"}
+    assert all(row["value"] > 0 for row in rows)
+
+
+@pytest.mark.gpu
+def test_pointwise_weights_and_bias_are_measured_beside_their_peers():
+    small = replace(BIASED, rows=16, longest=64, width=64)
+    rows = compare(make(small), comparison(peers=peers.OF_POINTWISE, implementation="triton", ceilings=(1e9, 500.0),
+                                           variants=tuple(VARIANTS)))
+    assert {row["implementation"] for row in rows} == {
+        "batch", "limit", *(f"triton {name}" for name in VARIANTS), *peers.OF_POINTWISE}
     assert all(row["value"] > 0 for row in rows)
 
 

@@ -1,7 +1,9 @@
 """Jagged attention beside the peers that plain torch has: `python -m serrate.ops.attention.bench [part ...]`.
 
 Parts are `short`, `paper`, `mid`, `long`, `full` (self-attention), `crowd` (65,536 short rows), `target` (dense queries
-over histories), `smallest` (host time of the smallest call) and `curves` (over fill rates); all of them without a name.
+over histories), `smallest` (host time of the smallest call), `curves` (over fill rates), and, for pointwise weights and
+relative bias, `pointwise` (the five of self-attention), `lengths` (512 rows, longest 256 to 1,024) and `longer` (2,048
+and 4,096); all of them without a name.
 Every workload is checked first, against the float64 oracle; without a right answer no speed is told. All peers run in
 the same process; one that cannot is told and left out. Rows of figures go to `attention-<device>.json` under `$OUT`,
 or `benchmarks` without it, as soon as a workload is measured; those of other workloads that stood there stay.
@@ -10,12 +12,14 @@ or `benchmarks` without it, as soon as a workload is measured; those of other wo
 """
 
 import importlib.util
+import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,16 +29,44 @@ from torch import Tensor
 from ...jagged import offsets_from_lengths
 from .. import figures
 from .api import attention
-from .mask import Mask
-from .peers import OF_DENSE_QUERIES, OF_EVENTS, OF_MANY_ROWS, ON_CURVES, PEERS, Inputs, Peer, forget, make, ours
+from .peers import (
+    OF_DENSE_QUERIES,
+    OF_EVENTS,
+    OF_LONG_ROWS,
+    OF_MANY_ROWS,
+    OF_POINTWISE,
+    ON_CURVES,
+    PEERS,
+    Inputs,
+    Peer,
+    forget,
+    make,
+    ours,
+)
 from .tables import fill
-from .workloads import CROWD, CURVES, FILLS, SMALLEST, TARGETS, WORKLOADS, Workload, on_curve
+from .weights import Activation
+from .workloads import (
+    CROWD,
+    CURVES,
+    FILLS,
+    LENGTHS,
+    POINTWISE,
+    SMALLEST,
+    TARGETS,
+    WORKLOADS,
+    Workload,
+    on_curve,
+)
 
 ROOFLINE_GFLOP = 2 * 8192**3 / 1e9
-LARGEST_SCORES = 100e9  # bytes of dense scores, above which the dense peer is left out
+LARGEST_SCORES = {"dense": 100e9, "dense pointwise": 40e9, "compiled pointwise": 40e9}  # bytes; the last two: 100 ms
 CHECKED = {"cuda": 4096, "cpu": 1024}  # events from either end of a batch that the oracle computes too
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 UNITS = {"ms": "ms", "us": "µs", "mib": "MiB", "events": "events"}
+
+VARIANTS: dict[str, tuple[Activation, bool]] = {  # weights, and whether there is a bias
+    "silu": ("silu", False), "silu biased": ("silu", True),
+    "softmax": ("softmax", False), "softmax biased": ("softmax", True)}
 
 Figures = dict[str, float]
 
@@ -71,13 +103,13 @@ def wrong(inputs: Inputs, implementation: str = "triton") -> float:
     chosen = asked.view(-1, *[1] * (out.dim() - 1))
     results = (out, *torch.autograd.grad(out, leaves, inputs.grad.where(chosen, 0)))
 
-    def of_rows(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-        return [out[asked], q if workload.shared else q[asked], k[events], v[events]]
+    def of_rows(out: Tensor, q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> list[Tensor]:
+        return [out[asked], q if workload.shared else q[asked], k[events], v[events], *tables]
 
-    q, k, v = exact = [x.detach().double().requires_grad_() for x in of_rows(out, *inputs.qkv)[1:]]
+    q, k, v, *tables = exact = [x.detach().double().requires_grad_() for x in of_rows(out, *leaves)[1:]]
     queries = q.expand(int(rows.sum()), *q.shape) if workload.shared else q
-    oracle = attention(queries, k, v, offsets_from_lengths(lengths[rows]), mask=Mask(causal=workload.causal),
-                       implementation="reference")
+    oracle = attention(queries, k, v, offsets_from_lengths(lengths[rows]), implementation="reference",
+                       **inputs.options(tables, events))
     expected = (oracle, *torch.autograd.grad(oracle, exact, inputs.grad[asked].double()))
     with torch.no_grad():
         sizes = torch.stack([x.norm() for x in expected])
@@ -217,16 +249,23 @@ def tell(text: str) -> None:
 class Comparison:
     """How a workload is measured: ours beside which peers, what of each, and where lines of progress go.
 
-    ceilings: as the function of this name returns them, None where they are unknown; seconds: the most that one
-    implementation may take on a CPU (a GPU takes what it needs).
+    variants: of `VARIANTS`: in which of them ours computes the workload, each with a name of its own; none: as the
+    workload says. ceilings: as the function of this name returns them, None where they are unknown; seconds: the most
+    that one implementation may take on a CPU (a GPU takes what it needs).
     """
 
     peers: Sequence[str] = OF_EVENTS
     take: Callable[[Peer, bool, float], Figures] = everything
     implementation: str = "triton"
+    variants: Sequence[str] = ()
     ceilings: tuple[float, float] | None = None
     seconds: float = 20.0
     tell: Callable[[str], None] = tell
+
+    def own(self, inputs: Inputs) -> dict[str, Inputs]:
+        """Return what ours computes, by the name of its figures."""
+        named = {f"{self.implementation} {name}": inputs.variant(*VARIANTS[name]) for name in self.variants}
+        return named or {self.implementation: inputs}
 
 
 def compare(inputs: Inputs, how: Comparison) -> list[dict[str, Any]]:
@@ -235,24 +274,26 @@ def compare(inputs: Inputs, how: Comparison) -> list[dict[str, Any]]:
     Raises AssertionError where our answer is wrong, and whatever ours raises; a peer that fails is told and left out.
     """
     workload, device = inputs.workload, inputs.grad.device.type
-    error, allowed = wrong(inputs, how.implementation), TOLERANCE[inputs.grad.dtype]
-    if not error < allowed:  # written so that NaN fails
-        raise AssertionError(f"{workload.name}: relative error {error:.1e} of {how.implementation} against the float64 "
-                             f"oracle, more than {allowed:.0e}: no speed is told")
+    own, allowed = how.own(inputs), TOLERANCE[inputs.grad.dtype]
+    errors = {name: wrong(mine, how.implementation) for name, mine in own.items()}
+    for name, error in errors.items():
+        if not error < allowed:  # written so that NaN fails
+            raise AssertionError(f"{workload.name}: relative error {error:.1e} of {name} against the float64 oracle, "
+                                 f"more than {allowed:.0e}: no speed is told")
     found: dict[str, Figures] = {"batch": {"events": inputs.qkv[1].shape[0]}}
     if how.ceilings is not None:
         found["limit"] = limit(inputs, *how.ceilings)
-    how.tell(f"{workload.name}: {inputs.qkv[1].shape[0]:,} events, error {error:.1e}")
-    prepare = {how.implementation: lambda inputs: ours(inputs, how.implementation)}
-    prepare |= {name: PEERS[name] for name in how.peers if name != how.implementation}
+    how.tell(f"{workload.name}: {inputs.qkv[1].shape[0]:,} events, error {max(errors.values()):.1e}")
+    prepare = {name: partial(ours, mine, how.implementation) for name, mine in own.items()}
+    prepare |= {name: partial(PEERS[name], inputs) for name in how.peers if name not in own}
     for name, make_peer in prepare.items():
-        reason = _left_out(name, inputs, found.get(how.implementation, {}), how.seconds)
+        reason = _left_out(name, inputs, found.get(next(iter(own)), {}), how.seconds)
         if reason is None:
             try:
-                found[name] = how.take(make_peer(inputs), name == how.implementation, how.seconds)
+                found[name] = how.take(make_peer(), name == how.implementation, how.seconds)
                 how.tell(f"  {name:16} " + "  ".join(f"{key} {value:.4g}" for key, value in found[name].items()))
             except failures() as failure:
-                if name == how.implementation:
+                if name in own:
                     raise
                 reason = "failed: " + (str(failure).splitlines() or [type(failure).__name__])[0][:160]
         if reason is not None:
@@ -268,7 +309,7 @@ def _left_out(name: str, inputs: Inputs, of_ours: Figures, seconds: float) -> st
     """Say why a peer is not tried: what it computes over padding would not fit, or take too long on a CPU."""
     workload, lengths = inputs.workload, inputs.offsets.diff()
     scores = 8 * workload.rows * workload.heads * workload.longest**2
-    if name == "dense" and scores > LARGEST_SCORES:
+    if scores > LARGEST_SCORES.get(name, math.inf):
         return f"left out: its scores would take {scores / 1e9:,.0f} GB"
     if name.startswith("padded") and inputs.grad.device.type == "cpu":
         more = workload.rows * workload.longest**2 / float((lengths.double() ** 2).sum())
@@ -295,6 +336,7 @@ class Part(NamedTuple):
     workloads: Sequence[Workload]
     peers: Sequence[str] = OF_EVENTS
     take: Callable[[Peer, bool, float], Figures] = everything
+    variants: Sequence[str] = ()
 
 
 PARTS = {workload.name: Part([workload]) for workload in WORKLOADS} | {
@@ -302,6 +344,9 @@ PARTS = {workload.name: Part([workload]) for workload in WORKLOADS} | {
     "target": Part(TARGETS, OF_DENSE_QUERIES),
     "smallest": Part([SMALLEST], ("varlen",), host_time),
     "curves": Part([on_curve(longest, fill) for longest in CURVES for fill in FILLS], ON_CURVES, both_passes),
+    "pointwise": Part(POINTWISE, OF_POINTWISE, variants=tuple(VARIANTS)),
+    "lengths": Part([each for each in LENGTHS if each.longest <= 1024], OF_POINTWISE, variants=tuple(VARIANTS)),
+    "longer": Part([each for each in LENGTHS if each.longest > 1024], OF_LONG_ROWS, variants=tuple(VARIANTS)),
 }
 
 
@@ -316,8 +361,9 @@ def measured(names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
     for name in names:
         part, began = PARTS[name], time.monotonic()
         try:
+            how = Comparison(part.peers, part.take, variants=part.variants, ceilings=limits)
             for workload in part.workloads:
-                yield compare(make(workload), Comparison(part.peers, part.take, ceilings=limits))
+                yield compare(make(workload), how)
         except failures() as failure:
             failed.append(name)
             tell(f"{name}: FAILED: {type(failure).__name__}: {failure}")

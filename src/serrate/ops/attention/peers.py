@@ -2,10 +2,11 @@
 
 A peer gets what it needs in its own layout beforehand: dense ones padded and transposed inputs, FlexAttention its mask
 (except where the making of it is measured). Dense peers of self-attention do not mask the padding they compute.
+Peers know no bias, and all but the dense ones with pointwise weights compute a softmax whatever the workload asks.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -16,9 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...jagged import offsets_from_lengths
 from .api import attention
+from .bias import Bias
 from .mask import Mask
+from .weights import POINTWISE, Activation, Weights
 from .workloads import Workload
 
+BUCKETS = 128  # of a table of times
 _BLOCK = 128  # of FlexAttention's mask
 
 
@@ -35,12 +39,34 @@ class Inputs:
 
     `qkv`: keys and values `(T, H, D)`; queries alike, or dense `(B, K, H, D)`, or shared ones `(K, H, D)`.
     `grad`: a gradient of the output, `(T, H, D)` or `(B, K, H, D)`. `offsets`: `(B + 1,)` int64.
+    `tables`: of a biased workload, float32 at least, shared by heads: of positions `(2 N - 1,)`, of times `(BUCKETS,)`.
+    `times`: when its queries are asked and when its events happened, `(T,)` int64 each, in seconds.
     """
 
     workload: Workload
     qkv: tuple[Tensor, Tensor, Tensor]
     grad: Tensor
     offsets: Tensor
+    tables: tuple[Tensor, ...] = ()
+    times: tuple[Tensor, ...] = ()
+
+    def variant(self, activation: Activation, biased: bool) -> "Inputs":
+        """Return the same tensors with other weights, with or without the bias."""
+        return replace(self, workload=replace(self.workload, activation=activation, biased=biased))
+
+    def options(self, tables: Sequence[Tensor], events: Tensor | None = None) -> dict[str, Any]:
+        """Return mask, weights and bias for `attention`, of all events or of those where `events` `(T,)` is true."""
+        workload = self.workload
+        given: dict[str, Any] = {"mask": Mask(causal=workload.causal)}
+        if workload.activation != "softmax":
+            given["weights"] = Weights(workload.activation, float(workload.longest))
+        if workload.biased:
+            given["bias"] = Bias(*tables, *(x if events is None else x[events] for x in self.times))
+        return given
+
+    def own_tables(self) -> list[Tensor]:
+        """Return the tables of bias, asking for gradients; none where the workload is not biased."""
+        return [asking(x.clone()) for x in self.tables] if self.workload.biased else []
 
     def leaves(self, change: Callable[[Tensor], Tensor] = torch.clone) -> list[Tensor]:
         """Return q, k and v after `change`, asking for gradients."""
@@ -67,19 +93,35 @@ def make(workload: Workload, device: str = "cuda", dtype: torch.dtype = torch.bf
     queries = asked if workload.shared else outputs
     q, k, v, grad = (torch.randn(shape, device=device, generator=generator).to(dtype)
                      for shape in (queries, keys, keys, outputs))
-    return Inputs(workload, (q, k, v), grad, offsets)
+    if not workload.biased:
+        return Inputs(workload, (q, k, v), grad, offsets)
+    tables = tuple(torch.randn(size, device=device, generator=generator).to(torch.promote_types(dtype, torch.float32))
+                   for size in (2 * workload.longest - 1, BUCKETS))
+    return Inputs(workload, (q, k, v), grad, offsets, tables, _times(offsets, int(lengths.sum()), generator))
+
+
+def _times(offsets: Tensor, events: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return when queries are asked and when events happened, `(T,)` int64 seconds each, growing within each row.
+
+    Gaps are from nothing to five days, evenly spread over magnitudes, so 16,384 of them stay under 2³⁰ seconds. A query
+    is asked when the next event happens: that is known when a recommendation is asked for.
+    """
+    gaps = (13 * torch.rand(events + 1, device=offsets.device, generator=generator)).exp().long() - 1
+    since = gaps.cumsum(0)
+    begins = 1_200_000_000 + torch.randint(2**28, offsets[:-1].shape, device=offsets.device, generator=generator)
+    shift = torch.repeat_interleave(begins - since[offsets[:-1]], offsets.diff(), output_size=events)
+    return since[1:] + shift, since[:-1] + shift
 
 
 def ours(inputs: Inputs, implementation: str = "triton") -> Peer:
     """Return an implementation of ours, all that it prepares in each call."""
-    q, k, v = leaves = inputs.leaves()
-    workload = inputs.workload
-    mask = Mask(causal=workload.causal)
+    q, k, v, *tables = leaves = [*inputs.leaves(), *inputs.own_tables()]
+    workload, options = inputs.workload, inputs.options(tables)
     longest = (workload.queries, workload.longest) if workload.queries else workload.longest
 
     def run() -> Tensor:
         queries = inputs.of_every_row(q) if workload.queries else q
-        return attention(queries, k, v, inputs.offsets, mask=mask, longest=longest, implementation=implementation)
+        return attention(queries, k, v, inputs.offsets, longest=longest, implementation=implementation, **options)
 
     return Peer(run, leaves)
 
@@ -134,6 +176,21 @@ def dense(inputs: Inputs) -> Peer:
         return (scores if later is None else scores.masked_fill(later, float("-inf"))).softmax(-1) @ v
 
     return Peer(run, [q, k, v])
+
+
+def dense_pointwise(inputs: Inputs, compiled: bool = False) -> Peer:
+    """Return pointwise attention over padded rows, eager or compiled. Keys of zeros have weights of 0: no mask."""
+    (q, k, v), _ = padded(inputs)
+    workload = inputs.workload
+    n, factor, activation = workload.longest, workload.width**-0.5, POINTWISE[workload.activation]
+    later = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1) if workload.causal else None
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = activation(q @ k.transpose(-1, -2) * factor) / n
+        return (weights if later is None else weights.masked_fill(later, 0.0)) @ v
+
+    compute: Callable[..., Tensor] = torch.compile(attend) if compiled else attend
+    return Peer(lambda: compute(q, k, v), [q, k, v])
 
 
 def scaled_dot_product(inputs: Inputs, backend: SDPBackend) -> Peer:
@@ -239,6 +296,8 @@ def forget() -> None:
 PEERS: dict[str, Callable[[Inputs], Peer]] = {
     "varlen": varlen,
     "dense": dense,
+    "dense pointwise": dense_pointwise,
+    "compiled pointwise": partial(dense_pointwise, compiled=True),
     "padded flash": partial(scaled_dot_product, backend=SDPBackend.FLASH_ATTENTION),
     "padded cudnn": partial(scaled_dot_product, backend=SDPBackend.CUDNN_ATTENTION),
     "padded efficient": partial(scaled_dot_product, backend=SDPBackend.EFFICIENT_ATTENTION),
@@ -250,5 +309,7 @@ PEERS: dict[str, Callable[[Inputs], Peer]] = {
 OF_EVENTS = ("varlen", "dense", "padded flash", "padded cudnn", "padded efficient", "nested", "flex", "flex with mask")
 OF_DENSE_QUERIES = ("varlen", "padded efficient", "padded cudnn", "flex", "flex with mask")
 OF_MANY_ROWS = ("varlen", "flex", "flex with mask")
+OF_POINTWISE = ("varlen", "flex", "dense pointwise", "compiled pointwise")
+OF_LONG_ROWS = ("varlen",)
 ON_CURVES = ("dense", "padded flash")
 ON_CPU = ("row by row", "padded flash")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import figures
-from .workloads import CROWD, SMALLEST, TARGETS, WORKLOADS
+from .workloads import CROWD, LENGTHS, POINTWISE, POINTWISE_NAME, SMALLEST, TARGETS, WORKLOADS
 
 Row = dict[str, Any]
 
@@ -14,7 +14,10 @@ OURS = "triton"
 NO_PEERS = ("batch", "limit", OURS)
 TIMES = ("forward_ms", "forward_backward_ms")
 LIMITS = ("limit_ms", "limit_forward_backward_ms")
-_START, _END = "<!-- GPU figures -->\n", "<!-- end of GPU figures -->"
+SOFTMAX_PEERS = ("varlen", "flex")
+QUOTED = "HSTU Triton (SiLU)"
+_MARKS = ("<!-- GPU figures -->\n", "<!-- end of GPU figures -->")
+_POINTWISE_MARKS = ("<!-- pointwise figures -->\n", "<!-- end of pointwise figures -->")
 
 
 class Found:
@@ -39,16 +42,22 @@ class Found:
             return "–"
         return " / ".join("–" if value is None else written(value) for value in values)
 
+    def times(self, workload: str, implementation: str, prefix: str = "") -> list[float | None]:
+        """Return the times of the forward pass and of both passes."""
+        return [self.value(workload, implementation, prefix + metric) for metric in TIMES]
+
+    def best(self, workload: str, peers: Sequence[str]) -> list[float | None]:
+        """Return the least of each time of these peers, which need not be of one peer."""
+        others = [[self.value(workload, peer, metric) for peer in peers] for metric in TIMES]
+        return [min((value for value in values if value is not None), default=None) for values in others]
+
     def to_best_peer(self, workload: str, prefix: str = "") -> str:
         """Return each time of ours over the least of any peer of the same run; below 1 ours is ahead."""
-        others = [[self.value(workload, peer, metric) for peer in self.peers] for metric in TIMES]
-        best = [min((value for value in values if value is not None), default=None) for values in others]
-        return _ratios([self.value(workload, OURS, prefix + metric) for metric in TIMES], best)
+        return _ratios(self.times(workload, OURS, prefix), self.best(workload, self.peers))
 
     def to_limit(self, workload: str) -> str:
         """Return each time of ours over the least that the device allows."""
-        return _ratios([self.value(workload, OURS, metric) for metric in TIMES],
-                       [self.value(workload, "limit", metric) for metric in LIMITS])
+        return _ratios(self.times(workload, OURS), [self.value(workload, "limit", metric) for metric in LIMITS])
 
 
 def _ratios(own: Sequence[float | None], others: Sequence[float | None]) -> str:
@@ -81,6 +90,34 @@ def comparison(rows: list[Row], quoted: list[Row]) -> str:
     return figures.table(["", *workloads], [each for each in body if set(each[1:]) != {"–"}])
 
 
+def pointwise(rows: list[Row], quoted: list[Row]) -> str:
+    """Return the table of pointwise weights and of bias, a line a workload: times, then what is how many times as slow.
+
+    The bar of SiLU is the faster of the peers that compute a softmax under the same mask; bias is compared with the
+    same weights without.
+    """
+    found, others = Found(rows), Found(quoted)
+    silu, silu_biased, softmax, softmax_biased = (
+        f"{OURS} {name}" for name in ("silu", "silu biased", "softmax", "softmax biased"))
+    head = ["", "events", "**SiLU**", "biased", "softmax", "biased", "varlen", "flex", "dense SiLU", "compiled",
+            "HSTU Triton, quoted", "**best softmax peer / SiLU**", "softmax / SiLU", "biased / SiLU",
+            "biased / softmax", "peak MiB: SiLU, biased"]
+    body = []
+    for name in dict.fromkeys(row["workload"] for row in rows):
+        shown = name.removeprefix(POINTWISE_NAME)
+        peaks = [found.cell(name, each, ["peak_mib"]) for each in (silu, silu_biased)]
+        body.append([
+            shown, found.cell(name, "batch", ["events"]),
+            *(found.cell(name, each, TIMES) for each in (silu, silu_biased, softmax, softmax_biased, *SOFTMAX_PEERS,
+                                                         "dense pointwise", "compiled pointwise")),
+            others.cell(shown, QUOTED, TIMES),
+            _ratios(found.best(name, SOFTMAX_PEERS), found.times(name, silu)),
+            _ratios(found.times(name, softmax), found.times(name, silu)),
+            _ratios(found.times(name, silu_biased), found.times(name, silu)),
+            _ratios(found.times(name, softmax_biased), found.times(name, softmax)), ", ".join(peaks)])
+    return figures.table(head, body)
+
+
 def host_times(rows: list[Row]) -> str:
     """Return the table of the host's time a call of the smallest case."""
     found = Found(rows)
@@ -89,31 +126,49 @@ def host_times(rows: list[Row]) -> str:
     return figures.table(["host µs a call, B = 1, T = 64", "forward / forward and backward"], body)
 
 
-def block(rows: list[Row], quoted: list[Row]) -> str:
-    """Return all tables that rows allow, and where they come from."""
-    def of(names: Iterable[str], found: list[Row] = rows) -> list[Row]:
-        wanted = list(names)
-        return sorted((row for row in found if row["workload"] in wanted),
-                      key=lambda row: wanted.index(row["workload"]))
+def _of(names: Iterable[str], rows: list[Row]) -> list[Row]:
+    """Return the rows of these workloads, in their order."""
+    wanted = list(names)
+    return sorted((row for row in rows if row["workload"] in wanted), key=lambda row: wanted.index(row["workload"]))
 
-    own = of([*(workload.name for workload in WORKLOADS), CROWD.name])
-    beside = of(dict.fromkeys(row["workload"] for row in own), quoted)
-    targets, smallest = of(workload.name for workload in TARGETS), of([SMALLEST.name])
+
+def _told(quoted: list[Row]) -> list[str]:
+    """Say where quoted figures come from, a line each."""
+    return sorted({f"- quoted, {row['command']}: {row['device']}; " + ", ".join(
+        f"{name} {value}" for name, value in row["versions"].items()) for row in quoted})
+
+
+def block(rows: list[Row], quoted: list[Row]) -> str:
+    """Return all tables of plain attention that rows allow, and where they come from."""
+    own = _of([*(workload.name for workload in WORKLOADS), CROWD.name], rows)
+    beside = _of(dict.fromkeys(row["workload"] for row in own), quoted)
+    targets, smallest = _of((workload.name for workload in TARGETS), rows), _of([SMALLEST.name], rows)
     parts = [comparison(own, beside)] if own else []
     parts += [comparison(targets, [])] if targets else []
     parts += [host_times(smallest)] if smallest else []
     if not parts:
         return "Not measured yet."
-    said = sorted({f"- quoted, {row['command']}: {row['device']}; " + ", ".join(
-        f"{name} {value}" for name, value in row["versions"].items()) for row in beside})
-    return "\n\n".join([*parts, "\n".join([figures.origin([*own, *targets, *smallest]), *said])])
+    return "\n\n".join([*parts, "\n".join([figures.origin([*own, *targets, *smallest]), *_told(beside)])])
+
+
+def pointwise_block(rows: list[Row], quoted: list[Row]) -> str:
+    """Return the table of pointwise weights and bias, and where it comes from."""
+    own = _of((workload.name for workload in [*POINTWISE, *LENGTHS]), rows)
+    if not own:
+        return "Not measured yet."
+    measured = {row["workload"].removeprefix(POINTWISE_NAME) for row in own}
+    beside = [row for row in quoted if row["implementation"] == QUOTED and row["workload"] in measured]
+    return "\n\n".join([pointwise(own, beside), "\n".join([figures.origin(own), *_told(beside)])])
 
 
 def filled(page: str, ledger: Path) -> str:
-    """Return the page with its block of figures made from a file of rows, and from quoted ones beside it."""
-    text = block(figures.read(ledger), figures.read(ledger.with_name("attention-quoted.json")))
-    before, _, rest = page.partition(_START)
-    return f"{before}{_START}{text}\n{_END}{rest.partition(_END)[2]}"
+    """Return the page with its blocks of figures made from a file of rows, and from quoted ones beside it."""
+    rows, quoted = figures.read(ledger), figures.read(ledger.with_name("attention-quoted.json"))
+    for (start, end), make in ((_MARKS, block), (_POINTWISE_MARKS, pointwise_block)):
+        before, mark, rest = page.partition(start)
+        if mark:
+            page = f"{before}{start}{make(rows, quoted)}\n{end}{rest.partition(end)[2]}"
+    return page
 
 
 def fill(ledger: Path) -> None:

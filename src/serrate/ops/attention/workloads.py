@@ -1,11 +1,13 @@
 """The batches on which attention is measured: one table for tuning and benchmarks."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .weights import Activation
 
 Spread = Literal["uniform", "lognormal", "equal"]
 
@@ -19,6 +21,8 @@ class Workload:
         shared: whether the rows of the batch share these queries (pooling attention).
         fill: of uniform lengths, their mean over the longest; see `lengths`.
         given: the lengths themselves, in place of a spread.
+        activation: of the weights; pointwise ones are divided by the longest.
+        biased: whether scores get a bias of positions and one of times; of events that ask themselves.
     """
 
     name: str
@@ -32,6 +36,8 @@ class Workload:
     shared: bool = False
     fill: float = 0.5
     given: tuple[int, ...] = ()
+    activation: Activation = "softmax"
+    biased: bool = False
 
     def lengths(self) -> Tensor:
         """Return the lengths `(B,)` of the rows, int64, at least 1 each unless given.
@@ -77,3 +83,21 @@ def on_curve(longest: int, fill: int) -> Workload:
     """Return the batch of uniform lengths that fills `fill` per cent of its cells."""
     name = f"longest {longest}, fill {fill} %"
     return Workload(name, "uniform", CURVES[longest], longest, 4, 64, False, fill=fill / 100)
+
+
+POINTWISE_NAME = "pointwise "  # before the names of these, whose figures stand beside those of plain attention
+POINTWISE = [replace(each, name=POINTWISE_NAME + each.name, activation="silu", biased=True) for each in WORKLOADS]
+
+LONGEST = (256, 512, 1024, 2048, 4096)
+# Mean length over the longest, per cent. Public HSTU code has a `sparsity` of 0.95 for rows that are 95 % full; where
+# it is the share that is missing, it is one of 5 %: both are here.
+SHARES = (5, 50, 95)
+
+
+def of_length(longest: int, share: int) -> Workload:
+    """Return 512 rows of uniform lengths, `share` per cent of the longest on average: HSTU's public benchmark."""
+    return Workload(f"{POINTWISE_NAME}{longest}, fill {share} %", "uniform", 512, longest, 4, 128, True,
+                    fill=share / 100, activation="silu", biased=True)
+
+
+LENGTHS = [of_length(longest, share) for longest in LONGEST for share in SHARES]
