@@ -13,6 +13,7 @@ import serrate.train.loop as loop
 from serrate.data import ColumnMapping, DataConfig, Examples, prepare, training_batch
 from serrate.distributed import World
 from serrate.errors import InvalidArgument, InvalidConfig, InvalidData
+from serrate.models import HSTUConfig
 from serrate.train import resume, train
 from serrate.train.loop import Trainer, padding_avoided, prepare_material, training_windows
 
@@ -81,6 +82,13 @@ def test_a_log_with_nothing_to_learn_is_one_line(small, rows, message):
     assert str(caught.value) == message
 
 
+def test_a_model_of_time_needs_a_log_with_times(small):
+    log = pa.table({"user": [1, 1, 1, 1], "item": [7, 8, 9, 7]})
+    with pytest.raises(InvalidData) as caught:
+        prepare_material(small(model=HSTUConfig(time=True)), prepare(log, DataConfig()))
+    assert str(caught.value) == "data: model.time needs the time of each event, and this log has none (columns.time)"
+
+
 # --- training ---
 
 
@@ -132,6 +140,16 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_result(histories, small, tmp
             train(config, histories, out, listeners=[stopper(at)])
         resume(out)
         assert files(out) == files(tmp_path / "whole"), at
+
+
+def test_a_model_of_time_resumes_to_the_same_result(histories, small, tmp_path, files):
+    model = HSTUConfig(width=8, blocks=1, max_length=16, time=True, attention_dropout=0.2)
+    config = small(model=model, train={"checkpoint_seconds": 0})
+    train(config, histories, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(config, histories, tmp_path / "run", listeners=[stopper(4)])
+    resume(tmp_path / "run")
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
 
 
 def test_a_run_stopped_again_and_again_resumes_to_the_same_result(histories, small, tmp_path, files):
@@ -298,13 +316,21 @@ def test_bfloat16_is_served_on_the_cpu_too(histories, small, tmp_path):
     assert np.isfinite(losses(tmp_path / "run")).all()
 
 
-def test_weight_decay_spares_tables_norms_and_biases(histories, small, tmp_path):
-    trainer = Trainer(small(train={"weight_decay": 0.3}), histories, tmp_path, World())
+TRANSFORMER_MATRICES = {f"blocks.0.{layer}.weight" for layer in
+                        ("attention.project_in", "attention.project_out", "feedforward.0", "feedforward.3")}
+HSTU_WITH_TABLES = HSTUConfig(width=8, blocks=1, max_length=16, time=True, bias_per_head=True, similarity="dot")
+
+
+@pytest.mark.parametrize(("changes", "matrices"), [
+    ({}, TRANSFORMER_MATRICES),
+    ({"model": HSTU_WITH_TABLES}, {"layers.0.project_in.weight", "layers.0.project_out.weight"})],
+    ids=["transformer", "hstu"])  # fmt: skip
+def test_weight_decay_spares_tables_norms_and_biases(histories, small, tmp_path, changes, matrices):
+    trainer = Trainer(small(train={"weight_decay": 0.3}, **changes), histories, tmp_path, World())
     decays = {id(parameter): group["weight_decay"] for group in trainer.optimizer.param_groups
               for parameter in group["params"]}
     decayed = {name for name, parameter in trainer.model.named_parameters() if decays[id(parameter)] == 0.3}
-    layers = ("attention.project_in", "attention.project_out", "feedforward.0", "feedforward.3")
-    assert decayed == {f"blocks.0.{layer}.weight" for layer in layers}
+    assert decayed == matrices
     assert len(decays) == len(list(trainer.model.parameters()))
 
 

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ..jagged import JaggedTensor
 
-# Integers as they came are told by their size: of times since 1970, those of seconds stay below 10¹¹ until the year 5138,
-# and each finer unit begins where the one before it ends. Small ones, counted from another start, count as seconds.
+# Integers as they came are told by their size: seconds since 1970 stay below 10¹¹ until the year 5138, and each finer
+# unit begins where the one before it ends. Small ones, counted from another start, count as seconds.
 _LARGEST = ((10**11, 1), (10**14, 10**3), (10**17, 10**6))
 _NANOSECONDS = 10**9
 _FARTHEST = 2**61  # seconds; the difference of two such still fits 64 bits

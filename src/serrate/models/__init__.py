@@ -1,13 +1,26 @@
 """Whole models. Each turns an `EventBatch` into scores and carries its own typed config."""
 
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from .hstu import HSTU, HSTUConfig
+from .next_item import NextItemConfig, NextItemModel
 from .transformer import Transformer, TransformerConfig
 
-ModelConfig = TransformerConfig  # a union, discriminated by `kind`, when a second model joins
+
+def _with_kind(values: Any) -> Any:
+    """A model that is not said to be another is a transformer."""
+    return {"kind": "transformer", **values} if isinstance(values, dict) else values
 
 
-def build(config: ModelConfig, num_items: int) -> Transformer:
+ModelConfig = Annotated[TransformerConfig | HSTUConfig, Field(discriminator="kind"), BeforeValidator(_with_kind)]
+
+
+def build(config: TransformerConfig | HSTUConfig, num_items: int) -> NextItemModel:
     """Build the model that `config` describes over a catalogue of `num_items`."""
-    return Transformer(config, num_items)
+    return HSTU(config, num_items) if isinstance(config, HSTUConfig) else Transformer(config, num_items)
 
 
-__all__ = ["ModelConfig", "Transformer", "TransformerConfig", "build"]
+__all__ = ["HSTU", "HSTUConfig", "ModelConfig", "NextItemConfig", "NextItemModel", "Transformer", "TransformerConfig",
+           "build"]

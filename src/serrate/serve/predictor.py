@@ -58,7 +58,7 @@ class Predictor:
         data_config: how the training log was read.
     """
 
-    def __init__(self, config: dict[str, Any], model: models.Transformer, items: Vocabulary, data_config: DataConfig):
+    def __init__(self, config: dict[str, Any], model: models.NextItemModel, items: Vocabulary, data_config: DataConfig):
         self.config = config
         self.model = model
         self.items = items

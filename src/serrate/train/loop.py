@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..data import Examples, Histories, Split, TokenBatches, shard, split, training_batch
+from ..data import Examples, Histories, Split, StochasticLength, TokenBatches, shard, split, training_batch
 from ..distributed import World, sum_gradients
 from ..errors import InvalidConfig, InvalidData
 from ..evaluate import Evaluation, evaluate, item_counts
@@ -32,20 +32,23 @@ Listener = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Material:
-    """What a run trains on: the histories, their split, and the training windows with their lengths."""
+    """What a run trains on: the histories, their split, the training windows, their batches, how they are shortened."""
 
     histories: Histories
     parts: Split
     windows: Examples
     batches: TokenBatches
+    shortening: StochasticLength | None = None
 
 
 def prepare_material(config: RunConfig, histories: Histories) -> Material:
     """Split the histories and plan the batches.
 
     Raises:
-        InvalidData: nothing to train on, or nothing to validate or test on.
+        InvalidData: nothing to train on, nothing to validate or test on, or no times where the model reads them.
     """
+    if config.model.reads_time and not histories.has_time:
+        raise InvalidData("data: model.time needs the time of each event, and this log has none (columns.time)")
     _ = histories.items, histories.users  # read now: damaged ids are told before training, not after
     parts = split(histories, config.split)
     windows = training_windows(parts.train, config.model.max_length, every=config.train.windows == "all")
@@ -55,7 +58,12 @@ def prepare_material(config: RunConfig, histories: Histories) -> Material:
         if len(examples) == 0:
             raise InvalidData(f"data: the {config.split.kind} split leaves no {name} example; more events are needed")
     lengths = (windows.ends - 1).clip(max=config.model.max_length)
-    return Material(histories, parts, windows, TokenBatches(lengths, config.train.tokens_per_batch, config.seed))
+    chosen, longest = config.train.stochastic_length, config.model.max_length
+    shortening = None if chosen is None else StochasticLength(
+        lengths, longest, chosen.alpha, seed=config.seed, sampler=chosen.sampler)
+    batches = TokenBatches(lengths, config.train.tokens_per_batch, config.seed, config.train.shuffle,
+                           drawn=None if shortening is None else shortening.lengths)
+    return Material(histories, parts, windows, batches, shortening)
 
 
 def training_windows(train: Examples, max_length: int, *, every: bool) -> Examples:
@@ -129,8 +137,8 @@ class Trainer:
                       "test": values})
 
     def _epoch(self) -> None:
-        batches, lengths = self.material.batches, self.material.batches.lengths
-        epoch = self.position.epoch
+        batches, epoch = self.material.batches, self.position.epoch
+        lengths = batches.lengths_in(epoch)
         last_save = last_log = time.monotonic()
         events = 0
         self.model.train()
@@ -159,8 +167,11 @@ class Trainer:
         # The draws of a step (dropout, negatives) depend on nothing before it, so a resumed run needs no random state.
         torch.manual_seed(int(np.random.SeedSequence(
             [self.config.seed, self.position.step, world.rank]).generate_state(1)[0]))
-        mine = shard(index, material.batches.lengths, world.rank, world.size)
+        epoch = self.position.epoch
+        mine = shard(index, material.batches.lengths_in(epoch), world.rank, world.size)
         batch = training_batch(material.histories, material.windows, mine, self.config.model.max_length)
+        if material.shortening is not None:
+            batch = material.shortening.shorten(batch, epoch, mine)
         batch = to_device(batch, self.device)
         weights = batch["weight"].values if "weight" in batch.events else None
         with autocast(self.config, self.device):
@@ -215,7 +226,7 @@ class Trainer:
     def _plan(self) -> dict[str, Any]:
         batches = self.material.batches
         return {"epochs": self.config.train.epochs, "batches": batches.num_batches(0),
-                "events": int(batches.lengths.sum()), "padding_avoided": padding_avoided(batches),
+                "events": int(batches.lengths_in(0).sum()), "padding_avoided": padding_avoided(batches),
                 "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
                 "device": device_name(self.device), "processes": self.world.size, "torch": torch.__version__}
 
@@ -251,8 +262,9 @@ class Trainer:
 
 def padding_avoided(batches: TokenBatches) -> float:
     """Share of the cells that padding each batch of epoch 0 to its longest row would add, 0 … 1."""
-    cells = sum(int(batches.lengths[index].max()) * len(index) for _, index in batches.epoch(0))
-    return 1 - int(batches.lengths.sum()) / cells if cells else 0.0
+    lengths = batches.lengths_in(0)
+    cells = sum(int(lengths[index].max()) * len(index) for _, index in batches.epoch(0))
+    return 1 - int(lengths.sum()) / cells if cells else 0.0
 
 
 def device_of(config: RunConfig, world: World) -> torch.device:
@@ -295,10 +307,11 @@ def _loss(config: RunConfig, material: Material) -> nn.Module:
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices of layers; none on biases, norms and embeddings' rows that a batch does not touch."""
+    """Weight decay on matrices of layers; none on biases, norms and rows of tables that a batch does not touch."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[Tensor] = []
     others: list[Tensor] = []
-    for parameter in model.parameters():
-        (decayed if parameter.dim() > 1 and id(parameter) not in tables else others).append(parameter)
+    for name, parameter in model.named_parameters():
+        matrix = parameter.dim() > 1 and id(parameter) not in tables and not name.endswith("bias")
+        (decayed if matrix else others).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
