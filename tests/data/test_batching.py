@@ -52,6 +52,17 @@ def test_packing_by_hand():
     assert [index.tolist() for _, index in batches.epoch(0)] == [[0, 1], [2], [3, 4, 5]]
 
 
+def test_lengths_may_differ_from_epoch_to_epoch():
+    drawn = {0: np.array([1, 2, 3]), 1: np.array([1, 1, 1])}
+    batches = TokenBatches(np.array([3, 3, 3]), 3, seed=0, shuffle=False, drawn=drawn.__getitem__)
+    packed = [[index.tolist() for _, index in batches.epoch(epoch)] for epoch in (0, 1)]
+    assert packed == [[[0, 1], [2]], [[0, 1, 2]]]
+    assert [batches.num_batches(epoch) for epoch in (0, 1)] == [2, 1]
+    assert [batches.lengths_in(epoch).tolist() for epoch in (0, 1)] == [[1, 2, 3], [1, 1, 1]]
+    shuffled = TokenBatches(np.array([3, 3, 3]), 6, seed=0, drawn={0: np.array([3, 1, 2])}.__getitem__)
+    assert [index.tolist() for _, index in shuffled.epoch(0)] == [[1, 2, 0]]  # in order of the lengths drawn
+
+
 @pytest.mark.parametrize(("most_rows", "expected"), [
     (None, [[0, 1], [2], [3, 4, 5]]),
     (2, [[0, 1], [2], [3, 4], [5]]),

@@ -6,11 +6,13 @@ from .histories import Histories, is_prepared
 from .inspect import Inspection, inspect
 from .prepare import prepare
 from .split import Examples, Split, split
+from .stochastic_length import Sampler, StochasticLength
+from .streaming import synthesize_stream
 from .synthetic import synthesize
 from .vocabulary import Vocabulary
 
 __all__ = [
-    "ColumnMapping", "DataConfig", "Examples", "Histories", "Inspection", "ItemTable", "Split", "SplitConfig",
-    "TokenBatches", "Vocabulary", "chunks", "history_batch", "inspect", "is_prepared", "prepare", "seen_items", "shard",
-    "split", "synthesize", "training_batch",
+    "ColumnMapping", "DataConfig", "Examples", "Histories", "Inspection", "ItemTable", "Sampler", "Split",
+    "SplitConfig", "StochasticLength", "TokenBatches", "Vocabulary", "chunks", "history_batch", "inspect",
+    "is_prepared", "prepare", "seen_items", "shard", "split", "synthesize", "synthesize_stream", "training_batch",
 ]

@@ -1,6 +1,6 @@
 """From examples to batches: packing by a budget of events, gathering without a loop over rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -26,12 +26,14 @@ class TokenBatches:
         tokens_per_batch: the budget, at least 1.
         seed: seed of the permutations, at least 0.
         shuffle: whether to permute; False keeps the order of the examples.
+        drawn: the lengths `(M,)` of an epoch, where they differ from epoch to epoch; `lengths` are the most then.
 
     Raises:
         InvalidArgument: lengths of another shape or negative, a budget below 1, a negative seed.
     """
 
-    def __init__(self, lengths: np.ndarray | Tensor, tokens_per_batch: int, seed: int, shuffle: bool = True):
+    def __init__(self, lengths: np.ndarray | Tensor, tokens_per_batch: int, seed: int, shuffle: bool = True,
+                 drawn: Callable[[int], np.ndarray] | None = None):
         self.lengths = np.asarray(lengths)
         if self.lengths.ndim != 1 or (self.lengths.size and self.lengths.min() < 0):
             raise InvalidArgument("lengths", "shape (M,), none negative", f"shape {self.lengths.shape}")
@@ -42,7 +44,12 @@ class TokenBatches:
         self.tokens_per_batch = tokens_per_batch
         self.seed = seed
         self.shuffle = shuffle
+        self._drawn = drawn
         self._plan = lru_cache(maxsize=1)(self._make_plan)
+
+    def lengths_in(self, epoch: int) -> np.ndarray:
+        """Return the events `(M,)` that each example puts into its batch of `epoch`."""
+        return self.lengths if self._drawn is None else self._drawn(epoch)
 
     def num_batches(self, epoch: int) -> int:
         """Return how many batches `epoch` has (it may differ between epochs)."""
@@ -51,10 +58,11 @@ class TokenBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (batch number, indices of examples `(B,)` int64) of `epoch`, from batch number `start` on."""
         order, cuts = self._plan(epoch)
+        lengths = self.lengths_in(epoch)
         for number in range(start, len(cuts) - 1):
             index = order[cuts[number] : cuts[number + 1]]
             if self.shuffle:  # who meets is random, how they stand is not: kernels like equal lengths side by side
-                index = index[np.argsort(self.lengths[index], kind="stable")]
+                index = index[np.argsort(lengths[index], kind="stable")]
             yield number, index
 
     def _make_plan(self, epoch: int) -> tuple[np.ndarray, list[int]]:
@@ -62,7 +70,7 @@ class TokenBatches:
         order = np.arange(count)
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(count)
-        ends = np.cumsum(self.lengths[order], dtype=np.int64)  # events up to and with each example
+        ends = np.cumsum(self.lengths_in(epoch)[order], dtype=np.int64)  # events up to and with each example
         cuts = [0]
         while cuts[-1] < count:
             before = int(ends[cuts[-1] - 1]) if cuts[-1] else 0

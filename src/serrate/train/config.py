@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ..config import Config
-from ..data import DataConfig, SplitConfig
+from ..data import DataConfig, Sampler, SplitConfig
 from ..evaluate import EvaluateConfig
 from ..models import ModelConfig, TransformerConfig
 
@@ -41,6 +41,13 @@ LossConfig = Annotated[
     FullSoftmaxConfig | SampledSoftmaxConfig | BinaryCrossEntropyConfig, Field(discriminator="kind")]
 
 
+class StochasticLengthConfig(Config):
+    """Long histories are thinned in training, see `data.StochasticLength`; lengths are counted up to max_length."""
+
+    alpha: float = Field(default=1.6, gt=1, le=2, description="thinned to max_length ** (alpha / 2) events; 2: never")
+    sampler: Sampler = Field(default="age", description="which events stay: those not too old, any, or the newest")
+
+
 class TrainConfig(Config):
     """Optimisation, validation and checkpoints."""
 
@@ -49,6 +56,9 @@ class TrainConfig(Config):
     windows: Literal["newest", "all"] = Field(
         default="all",
         description="train on the newest max_length events of a history, or on all, in windows of that many")
+    shuffle: bool = Field(default=True, description="false: in the order of the users, the same in every epoch")
+    stochastic_length: StochasticLengthConfig | None = Field(
+        default=None, description="thin long histories in training; null: read them whole")
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
