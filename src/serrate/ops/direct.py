@@ -1,0 +1,32 @@
+"""How operators of ours are called: when they may be left out, on which device their kernels start.
+
+Torch's dispatcher takes half of a small call's time on the host. What it is needed for are tracers, dispatch modes and
+tensors of other classes; a call without these can go to the kernels at once.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels as Python on the CPU, for tests
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def watched(*tensors: Tensor | None) -> bool:
+    """Whether a compiler, a dispatch mode or a tensor of another class looks on, which needs operators."""
+    return (torch.compiler.is_compiling() or bool(torch._C._len_torch_dispatch_stack())
+            or any(x is not None and type(x) not in _PLAIN for x in tensors))
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which Triton launches where `x` is: it would on the current device."""
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return nullcontext()
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """Return the tensor, copied where its last axis is not dense."""
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,0 +1,161 @@
+"""Norm, gate and dropout beside torch's own: `python -m serrate.ops.norm_gate.bench [workload ...]`.
+
+Workloads are in `cases.py`; all of them without a name. Each is checked first, against the float64 oracle; without a
+right answer no speed is told. The limit is every tensor moved once a pass at the measured rate of a copy. Rows of
+figures go to `norm-gate-<device>.json` under `$OUT`, or `benchmarks` without it, as soon as a workload is measured.
+
+`python -m serrate.ops.norm_gate.bench --table benchmarks/norm-gate-h200.json` fills the table of README.md.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import figures
+from ..attention.bench import TOLERANCE, UNITS, Figures, ceilings, everything, failures, ledger, tell
+from ..attention.peers import Peer
+from ..attention.tables import Found
+from .api import norm_gate
+from .cases import WORKLOADS, Case
+
+README = Path(__file__).with_name("README.md")
+OURS = "triton"
+_SEED = 11
+_MARKS = ("<!-- GPU figures -->\n", "<!-- end of GPU figures -->")
+
+
+def ours(case: Case, leaves: Sequence[Tensor], implementation: str = OURS) -> Peer:
+    """Return an implementation of ours over these events and gates, `(T, E)` each."""
+    x, gate = (*leaves, None)[:2]
+    assert x is not None
+    return Peer(lambda: norm_gate(x, gate, groups=case.groups, eps=case.eps, dropout=case.dropout, seed=_SEED,
+                                  dtype=case.result(case.dtype), implementation=implementation), list(leaves))
+
+
+def eager(case: Case, leaves: Sequence[Tensor]) -> Peer:
+    """Return torch's own operations, one after the other."""
+    return Peer(lambda: plainly(case, *leaves), list(leaves))
+
+
+def compiled(case: Case, leaves: Sequence[Tensor]) -> Peer:
+    """Return the same through `torch.compile`, which makes of them what it can."""
+    run = torch.compile(plainly, fullgraph=True, dynamic=False)
+    return Peer(lambda: run(case, *leaves), list(leaves))
+
+
+PEERS: dict[str, Callable[[Case, Sequence[Tensor]], Peer]] = {"eager": eager, "compiled": compiled}
+
+
+def plainly(case: Case, x: Tensor, gate: Tensor | None = None) -> Tensor:
+    """Return what torch makes of a workload, events and gates `(T, E)`, with a dropout of its own."""
+    out = F.layer_norm(x.unflatten(1, (case.groups, -1)), (case.width // case.groups,), eps=case.eps).flatten(1)
+    out = out if gate is None else out * gate
+    return F.dropout(out, case.dropout).to(case.result(case.dtype))
+
+
+def wrong(case: Case, tensors: Sequence[Tensor], implementation: str = OURS) -> float:
+    """Return the largest relative error of output and gradients of ours against the oracle."""
+    found = []
+    for dtype, name in ((case.dtype, implementation), (torch.float64, "reference")):
+        run, leaves = ours(case, [x.to(dtype).requires_grad_() for x in tensors], name)
+        out = run()
+        grad = torch.ones_like(out).cumsum(1) / case.width  # neither equal along an event nor rounded differently
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, grad.to(case.result(case.dtype)).to(out.dtype))])
+    errors = [(x.double() - y.double()).norm() / y.double().norm().clamp(min=1e-30)
+              for x, y in zip(*found, strict=True)]
+    return float(torch.stack(errors).max())  # max hands NaN on
+
+
+def limit(case: Case, tensors: Sequence[Tensor], copied: float) -> Figures:
+    """Return the least times of a forward pass, and of one with its backward pass, at `copied` bytes a millisecond."""
+    given = sum(x.numel() * x.element_size() for x in tensors)
+    result = tensors[0].numel() * case.result(case.dtype).itemsize
+    return {"limit_ms": (given + result) / copied, "limit_forward_backward_ms": (3 * given + 2 * result) / copied}
+
+
+def compare(case: Case, copied: float, device: str = "cuda", implementation: str = OURS) -> list[dict[str, Any]]:
+    """Check ours, then measure it and its peers; return rows of figures. A peer that fails is told and left out.
+
+    Raises AssertionError where our answer is wrong, and whatever ours raises.
+    """
+    tensors = case.tensors(case.dtype, device)
+    error, allowed = wrong(case, tensors, implementation), TOLERANCE[case.result(case.dtype)]
+    if not error < allowed:  # written so that NaN fails
+        raise AssertionError(f"{case.name}: relative error {error:.1e} of {implementation} against the float64 oracle, "
+                             f"more than {allowed:.0e}: no speed is told")
+    tell(f"{case.name}: {case.events:,} events, error {error:.1e}")
+    found: dict[str, Figures] = {"batch": {"events": case.events}, "limit": limit(case, tensors, copied)}
+    leaves = [x.requires_grad_() for x in tensors]
+    torch.compiler.reset()
+    for name, prepare in ({implementation: partial(ours, implementation=implementation)} | PEERS).items():
+        try:
+            found[name] = everything(prepare(case, leaves), name == implementation, 2.0)
+            tell(f"  {name:10} " + "  ".join(f"{key} {value:.4g}" for key, value in found[name].items()))
+        except failures() as failure:
+            if name == implementation:
+                raise
+            tell(f"  {name:10} failed: {(str(failure).splitlines() or [type(failure).__name__])[0][:160]}")
+    return [row(case.name, name, metric, value, device)
+            for name, values in found.items() for metric, value in values.items()]
+
+
+def row(workload: str, implementation: str, metric: str, value: float, device: str) -> dict[str, Any]:
+    """Return one figure with what is behind it."""
+    installed = tuple(name for name in ("torch", "triton") if importlib.util.find_spec(name))
+    made = figures.row("norm_gate", workload, implementation, metric, round(value, 5),
+                       UNITS[metric.rpartition("_")[2]], packages=installed)
+    return made | {"device": figures.device(device)}
+
+
+# --- the table and the command line ---
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of these rows, a line a workload, and where they come from."""
+    if not rows:
+        return "Not measured yet."
+    found, times = Found(rows), ["forward_ms", "forward_backward_ms"]
+    shown = [OURS, *(name for name in PEERS if name in found.peers)]
+    head = ["width", "events", "limit", f"**{OURS}**", *shown[1:], f"{OURS} / best peer", f"{OURS} / limit",
+            "peak MiB: " + ", ".join(shown)]
+    body = [[name, found.cell(name, "batch", ["events"]),
+             found.cell(name, "limit", ["limit_ms", "limit_forward_backward_ms"]),
+             *(found.cell(name, each, times) for each in shown), found.to_best_peer(name), found.to_limit(name),
+             ", ".join(found.cell(name, each, ["peak_mib"]) for each in shown)]
+            for name in dict.fromkeys(row["workload"] for row in rows)]
+    return figures.table(head, body) + "\n\n" + figures.origin(rows)
+
+
+def filled(page: str, rows: list[dict[str, Any]]) -> str:
+    """Return the page with its block of figures made from rows."""
+    before, start, rest = page.partition(_MARKS[0])
+    return f"{before}{start}{table(rows)}\n{_MARKS[1]}{rest.partition(_MARKS[1])[2]}" if start else page
+
+
+def main(names: list[str]) -> None:
+    """Measure the workloads of these names, or all, and write their rows as they come."""
+    if names[:1] == ["--table"]:
+        page = README.read_text(encoding="utf-8")
+        README.write_text(filled(page, figures.read(Path(names[1]))), encoding="utf-8")
+        return
+    unknown = set(names) - {case.name for case in WORKLOADS}
+    if unknown:
+        sys.exit(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(case.name for case in WORKLOADS)}")
+    if not torch.cuda.is_available():
+        sys.exit("needs a CUDA device")
+    copied, _ = ceilings()
+    for case in WORKLOADS:
+        if not names or case.name in names:
+            # figures of one run stand together
+            figures.write(ledger("norm-gate"), compare(case, copied), key=("subject", "workload", "device"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

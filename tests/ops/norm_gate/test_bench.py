@@ -1,0 +1,103 @@
+"""The benchmark of norm, gate and dropout: a check that can fail, peers that compute the same, rows, the table."""
+
+import math
+
+import pytest
+import torch
+
+from serrate.ops import figures
+from serrate.ops.norm_gate import bench
+from serrate.ops.norm_gate.cases import WORKLOADS, Case
+
+SMALL = Case("small", 40, 24, dropout=0.2, packed=False)
+GROUPS = Case("groups", 40, 24, groups=3, narrow=True)
+BARE = Case("bare", 40, 24, gated=False)
+
+every_shape = pytest.mark.parametrize("case", [SMALL, GROUPS, BARE], ids=lambda case: case.name)
+
+
+@every_shape
+def test_a_right_answer_passes(case):
+    assert bench.wrong(case, case.tensors(), "cpu") < bench.TOLERANCE[case.result(torch.float32)]
+
+
+@every_shape
+@pytest.mark.parametrize("spoiled", range(3))
+@pytest.mark.parametrize("by", [0.1, math.nan])
+def test_a_wrong_output_or_gradient_is_found(case, spoiled, by, monkeypatch):
+    right = bench.ours
+
+    def spoil(case, leaves, implementation):
+        run, leaves = right(case, leaves, implementation)
+        if implementation == "reference":
+            return bench.Peer(run, leaves)
+        if spoiled == 2:
+            return bench.Peer(lambda: run() * (1 + by), leaves)
+        leaf = leaves[min(spoiled, len(leaves) - 1)]
+        return bench.Peer(lambda: run() + by * (leaf - leaf.detach()), leaves)  # adds to this gradient alone
+
+    monkeypatch.setattr(bench, "ours", spoil)
+    assert not bench.wrong(case, case.tensors(), "cpu") < bench.TOLERANCE[case.result(torch.float32)]
+
+
+@every_shape
+def test_peers_compute_the_same(case):
+    leaves = [x.requires_grad_() for x in case.tensors()]
+    case = Case("", case.events, case.width, case.groups, case.gated, narrow=case.narrow)  # their dropout is another
+    expected = bench.ours(case, leaves, "reference").run()
+    found = bench.eager(case, leaves).run()
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_limit_moves_every_tensor_once_a_pass():
+    elements = 40 * 24
+    assert bench.limit(SMALL, SMALL.tensors(), 100.0) == {
+        "limit_ms": 3 * 4 * elements / 100, "limit_forward_backward_ms": (3 + 5) * 4 * elements / 100}
+    assert bench.limit(GROUPS, GROUPS.tensors(), 1.0) == {
+        "limit_ms": (4 + 4 + 2) * elements, "limit_forward_backward_ms": (10 + 8 + 2 + 8) * elements}
+
+
+def test_a_wrong_answer_tells_no_speed(monkeypatch):
+    monkeypatch.setattr(bench, "wrong", lambda *_: math.nan)
+    with pytest.raises(AssertionError, match="small: relative error nan of cpu against the float64 oracle"):
+        bench.compare(SMALL, 1e9, "cpu", "cpu")
+
+
+def test_rows_become_a_table(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr(bench, "tell", said.append)
+    monkeypatch.setattr(bench, "OURS", "cpu")
+    monkeypatch.setitem(bench.PEERS, "compiled", lambda *_: (_ for _ in ()).throw(RuntimeError("not here\nreally")))
+    rows = bench.compare(SMALL, 1e9, "cpu", "cpu")
+    assert {row["implementation"] for row in rows} == {"batch", "limit", "cpu", "eager"}
+    assert any(line.startswith("  compiled   failed: not here") for line in said)
+    assert all(row["value"] > 0 and row["subject"] == "norm_gate" for row in rows)
+    page = bench.filled("a\n<!-- GPU figures -->\nold\n<!-- end of GPU figures -->\nb\n", rows)
+    head, small = page.splitlines()[2], page.splitlines()[4]
+    assert head.startswith("| width | events | limit | ")
+    assert small.startswith("| small | 40 | ")
+    assert "old" not in page
+    assert (page.splitlines()[0], page.splitlines()[-1]) == ("a", "b")
+    path = tmp_path / "rows.json"
+    figures.write(path, rows)
+    monkeypatch.setattr(bench, "README", tmp_path / "README.md")
+    bench.README.write_text(page)
+    bench.main(["--table", str(path)])
+    assert "| small | 40 | " in bench.README.read_text()
+
+
+def test_the_readme_has_a_place_for_the_table():
+    assert bench.filled(bench.README.read_text(), []).count("Not measured yet.") == 1
+
+
+def test_a_program_that_cannot_measure_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no workload wide; there are 256, 512"):
+        bench.main(["wide"])
+    with pytest.raises(SystemExit, match="needs a CUDA device"):
+        bench.main([])
+
+
+def test_workloads_have_names_of_their_own():
+    assert len({case.name for case in WORKLOADS}) == len(WORKLOADS)

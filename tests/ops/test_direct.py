@@ -1,0 +1,48 @@
+"""When operators may be left out: not before tracers, dispatch modes and tensors of other classes."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from serrate.ops.direct import on_device_of, unit_stride, watched
+
+
+class Other(torch.Tensor):
+    """A tensor of another class."""
+
+
+class Looking(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_plain_tensors_and_parameters_are_not_watched():
+    assert not watched(torch.ones(2), torch.nn.Parameter(torch.ones(2)), None)
+
+
+def test_others_are_watched():
+    assert watched(torch.ones(2), torch.ones(2).as_subclass(Other))
+    with Looking():
+        assert watched(torch.ones(2))
+    assert not watched(torch.ones(2))
+    seen = []
+    torch.compile(lambda x: seen.append(watched(x)) or x + 1, backend="eager")(torch.ones(2))
+    assert seen == [True]
+
+
+def test_the_last_axis_is_made_dense_where_it_is_not():
+    x = torch.arange(12.0).view(3, 4)
+    assert unit_stride(x[:, 1:3]).data_ptr() == x[:, 1:].data_ptr()
+    assert unit_stride(x.T).stride(-1) == 1
+    assert torch.equal(unit_stride(x.T), x.T)
+
+
+@pytest.mark.gpu
+def test_the_device_of_a_tensor_is_current():
+    with on_device_of(torch.ones(1, device="cuda")):
+        assert torch.cuda.current_device() == 0
+
+
+def test_on_a_cpu_nothing_is_entered():
+    with on_device_of(torch.ones(1)):
+        pass
