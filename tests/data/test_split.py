@@ -42,6 +42,45 @@ def test_leave_last_two_out_says_how_much_it_leaks(histories_of):
     assert split(alone, LEAVE_OUT).warnings == ()
 
 
+def held_out(validation_from, test_from):
+    """A split by users."""
+    return SplitConfig(kind="held-out-users", validation_from=validation_from, test_from=test_from)
+
+
+def test_held_out_users_by_hand(histories_of):
+    # 8 users: 4 train, 2 validate, 2 test; one event alone predicts nothing
+    rows = [[1, 2], [3], [4, 5, 6], [7], [1], [2, 3], [4, 5, 6], [7, 1]]
+    parts = split(histories_of(rows), held_out(0.5, 0.75))
+    assert told(parts.train) == [(0, 2, 2), (1, 1, 1), (2, 3, 3), (3, 1, 1)]
+    assert told(parts.validation) == [(5, 1, 2)]
+    assert told(parts.test) == [(6, 2, 3), (7, 1, 2)]
+    assert parts.warnings == (
+        "A split by users on a log without times: whether training events of other users happened after the test "
+        "targets cannot be checked.",)
+
+
+def test_held_out_users_say_how_much_they_leak(histories_of):
+    rows, times = [[1, 2]] * 5, [[1, 9], [5, 8], [4, 7], [1, 3], [2, 10]]
+    assert split(histories_of(rows, time=times), held_out(0.4, 0.6)).warnings == (
+        "A split by users leaks the future: 1 of 2 test targets (50.0%) happened before the newest training event of "
+        "other users; a temporal split does not.",)
+    in_order = [[1, 2], [3, 4], [5, 6], [7, 8]]
+    assert split(histories_of(rows, time=in_order), held_out(0.5, 0.75)).warnings == ()
+
+
+@pytest.mark.parametrize(("shares", "error", "line"), [
+    ((0, 0.5), InvalidArgument, "validation_from: expected a share of the users, between 0 and 1, got 0"),
+    ((0.5, "2024-01-01"), InvalidArgument, "test_from: expected a share of the users, between 0 and 1, got '2024"),
+    ((0.8, 0.4), InvalidArgument, r"validation_from: expected a share up to test_from \(0.4\), got 0.8"),
+    ((0.1, 0.5), InvalidData, r"split: held-out users leave no training example; move validation_from \(0.1\)"),
+    ((0.5, 0.6), InvalidData, r"split: held-out users leave no validation example"),
+    ((0.5, 0.9), InvalidData, r"split: held-out users leave no test example"),
+])
+def test_held_out_users_need_three_sides(histories_of, shares, error, line):
+    with pytest.raises(error, match=line):
+        split(histories_of([[1, 2], [3, 4], [5, 6], [7]]), held_out(*shares))
+
+
 TIMES = [[1, 2, 5, 6, 8, 9], [5, 8], [8, 9], [1], [7]]  # windows: before 5, 5 up to 7, from 8
 
 

@@ -70,11 +70,12 @@ class DataConfig(Config):
 class SplitConfig(Config):
     """How histories are divided into training, validation and test.
 
-    `validation_from` and `test_from` serve the temporal split: a number between 0 and 1 is a quantile of the
-    events' times, any other number a time in the log's unit, a text an ISO date (for times in microseconds).
+    `validation_from` and `test_from` serve two of the kinds. Held-out users: a share of the users. Temporal split: a
+    number between 0 and 1 is a quantile of the events' times, any other number a time in the log's unit, a text an ISO
+    date (for times in microseconds). `target` serves the temporal split.
     """
 
-    kind: Literal["leave-last-two-out", "temporal"] = "leave-last-two-out"
+    kind: Literal["leave-last-two-out", "held-out-users", "temporal"] = "leave-last-two-out"
     validation_from: float | int | str = 0.8
     test_from: float | int | str = 0.9
     target: Literal["each", "first", "all"] = "each"

@@ -49,6 +49,10 @@ def split(histories: Histories, config: SplitConfig) -> Split:
     Leave-last-two-out: of a user with n ≥ 3 events the last is for test, the one before for validation and
     the first n - 2 for training; users with fewer train only.
 
+    Held-out users: the first `validation_from` of the users (a share, in the order of their ids) train on all their
+    events, those up to `test_from` validate, the others test: the last event of each, predicted from those before it.
+    Of users with one event nothing is predicted.
+
     Temporal: events before `validation_from` train, those before `test_from` validate, the others test. With
     target "each" every event of a window that has events before it is an example, predicted from all of them;
     "first" keeps the first such example of each user; "all" predicts all events of the window from the events
@@ -56,10 +60,13 @@ def split(histories: Histories, config: SplitConfig) -> Split:
 
     Raises:
         InvalidData: a temporal split of a log without times, or an empty side.
-        InvalidArgument: `validation_from` or `test_from` cannot be a time of this log, or are not ascending.
+        InvalidArgument: `validation_from` or `test_from` cannot be a time of this log (or a share of the users), or are
+            not ascending.
     """
     if config.kind == "temporal":
         return _temporal(histories, config)
+    if config.kind == "held-out-users":
+        return _held_out_users(histories, config)
     return _leave_last_two_out(histories)
 
 
@@ -71,28 +78,49 @@ def _leave_last_two_out(histories: Histories) -> Split:
     if not len(held):
         raise InvalidData("split: leave-last-two-out needs a user with 3 events or more, got none")
     test = Examples(held, last - 1, last)
-    warnings = _leave_out_leak(histories, ends, test)
+    train = Examples(rows, ends, ends)
+    warnings = _leak(histories, train, test, "Leave-last-two-out")
     if len(held) < len(rows):
         warnings.append(f"{len(rows) - len(held):,} of {len(rows):,} users have fewer than 3 events: "
                         f"they train and are not evaluated.")
-    return Split(Examples(rows, ends, ends), Examples(held, last - 2, last - 1), test, tuple(warnings))
+    return Split(train, Examples(held, last - 2, last - 1), test, tuple(warnings))
 
 
-def _leave_out_leak(histories: Histories, ends: np.ndarray, test: Examples) -> list[str]:
+def _held_out_users(histories: Histories, config: SplitConfig) -> Split:
+    lengths = histories.lengths.numpy()
+    shares = (config.validation_from, config.test_from)
+    for name, share in zip(("validation_from", "test_from"), shares, strict=True):
+        if isinstance(share, str) or not 0 < share < 1:
+            raise InvalidArgument(name, "a share of the users, between 0 and 1", repr(share))
+    first, second = (int(float(share) * len(lengths)) for share in shares)
+    if first > second:
+        raise InvalidArgument("validation_from", f"a share up to test_from ({shares[1]})", shares[0])
+    train, validation, test = np.split(np.arange(len(lengths)), [first, second])
+    validation, test = validation[lengths[validation] > 1], test[lengths[test] > 1]
+    for name, rows in (("training", train), ("validation", validation), ("test", test)):
+        if not len(rows):
+            raise InvalidData(f"split: held-out users leave no {name} example; move validation_from ({shares[0]}) "
+                              f"or test_from ({shares[1]})")
+    learnt = Examples(train, lengths[train], lengths[train])
+    held, tested = (Examples(rows, lengths[rows] - 1, lengths[rows]) for rows in (validation, test))
+    return Split(learnt, held, tested, tuple(_leak(histories, learnt, tested, "A split by users")))
+
+
+def _leak(histories: Histories, train: Examples, test: Examples, name: str) -> list[str]:
     """Say how many test targets happened before the newest training event of another user."""
     if not histories.has_time:
-        return ["Leave-last-two-out on a log without times: whether training events of other users happened "
+        return [f"{name} on a log without times: whether training events of other users happened "
                 "after the test targets cannot be checked."]
     times, offsets = histories.fields["time"].numpy(), histories.offsets.numpy()
-    newest = times[offsets[:-1] + ends - 1]  # rows are in time order, and every user trains on an event
+    newest = times[offsets[train.rows] + train.ends - 1]  # rows are in time order, and every user here has an event
     order = np.argsort(newest, kind="stable")
-    of_others = np.full(len(newest), newest[order[-1]])
-    of_others[order[-1]] = newest[order[-2]] if len(order) > 1 else np.iinfo(np.int64).min
+    of_others = np.full(histories.num_users, newest[order[-1]])
+    of_others[train.rows[order[-1]]] = newest[order[-2]] if len(order) > 1 else np.iinfo(np.int64).min
     targets = times[offsets[test.rows] + test.ends]
     leaked = int((targets < of_others[test.rows]).sum())
     if not leaked:
         return []
-    return [f"Leave-last-two-out leaks the future: {leaked:,} of {len(test):,} test targets "
+    return [f"{name} leaks the future: {leaked:,} of {len(test):,} test targets "
             f"({leaked / len(test):.1%}) happened before the newest training event of other users; "
             f"a temporal split does not."]
 
