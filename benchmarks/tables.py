@@ -77,6 +77,57 @@ def throughput() -> str:
     return table(["log", "batches", "events/s", "jagged is", "device"], body) + "\n\n" + origin(found)
 
 
+def hstu() -> str:
+    """The HSTU layer beside plain PyTorch, training steps beside Transformers over lengths, candidates a second."""
+    measured = rows("hstu*.json")
+    of = {subject: [entry for entry in measured if entry["subject"] == f"hstu {subject}"]
+          for subject in ("layer", "training", "candidates")}
+    parts = [make(of[subject]) for subject, make in (
+        ("layer", hstu_layer), ("training", hstu_training), ("candidates", hstu_candidates)) if of[subject]]
+    return "\n\n".join([*parts, origin(measured)]) if parts else "Not measured yet."
+
+
+def workloads(found: list[dict]) -> list[str]:
+    """Return the workloads of these rows, in their order."""
+    return list(dict.fromkeys(entry["workload"] for entry in found))
+
+
+def hstu_layer(found: list[dict]) -> str:
+    """Time and memory of forward and backward of one layer."""
+    of = attention.Found(found)
+    names = ("serrate", "eager", "compiled")
+    body = [[workload, of.cell(workload, "batch", ["events"]),
+             *(of.cell(workload, name, attention.TIMES) for name in names),
+             *(of.cell(workload, name, ["peak_mib"]) for name in names)] for workload in workloads(found)]
+    return "### The layer: ms forward / forward and backward, peak MiB\n\n" + table(
+        ["", "events", *names, *(f"{name}, MiB" for name in names)], body)
+
+
+def hstu_training(found: list[dict]) -> str:
+    """Time of a step, and how many times as long a Transformer takes: over whole and over thinned histories."""
+    of = attention.Found(found)
+    series = ("hstu", "hstu biased", "hstu, alpha 1.6", "hstu biased, alpha 1.6")
+    transformers = ("transformer varlen", "transformer padded")
+    head = ["", "events", "at alpha 1.6", *(f"{name}, ms" for name in (*series, *transformers)),
+            *(f"{peer.removeprefix('transformer ')} / {name}" for peer in transformers for name in series)]
+    body = []
+    for workload in workloads(found):
+        times = {name: of.value(workload, name, "step_ms") for name in (*series, *transformers)}
+        ratios = [(times[peer], times[name]) for peer in transformers for name in series]
+        body.append([workload, *(of.cell(workload, name, ["events"]) for name in ("batch", "batch, alpha 1.6")),
+                     *(of.cell(workload, name, ["step_ms"]) for name in times),
+                     *("–" if theirs is None or not own else f"{theirs / own:.1f}×" for theirs, own in ratios)])
+    return "### Training steps beside Transformers of the same width, heads and depth\n\n" + table(head, body)
+
+
+def hstu_candidates(found: list[dict]) -> str:
+    """Candidates a second after one history."""
+    of = attention.Found(found)
+    body = [[workload, name, of.cell(workload, name, ["candidates_per_second"])]
+            for workload in workloads(found) for name in of.peers]
+    return "### Candidates a second after one history\n\n" + table(["", "", "candidates/s"], body)
+
+
 def fill_rates() -> str:
     """Attention over fill rates."""
     return curves.section(rows(ATTENTION.name))
@@ -85,7 +136,8 @@ def fill_rates() -> str:
 def pages() -> dict[Path, str]:
     """Return every file that is made here, with its text."""
     text = PAGE.read_text()
-    for name, make in (("quality", quality), ("prepare", prepare), ("throughput", throughput), ("curves", fill_rates)):
+    for name, make in (("quality", quality), ("prepare", prepare), ("throughput", throughput),
+                       ("curves", fill_rates), ("hstu", hstu)):
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda found, make=make: f"{found[1]}\n{make()}\n\n{found[2]}", text)
     charts = curves.charts(rows(ATTENTION.name))

@@ -327,6 +327,15 @@ def row(workload: str, implementation: str, metric: str, value: float, device: s
     return made | {"device": figures.device(device)}
 
 
+def ledger(subject: str) -> Path:
+    """Return the file of a subject's figures on this GPU, under `$OUT` with the rows that stand in `benchmarks`."""
+    name = f"{subject}-{torch.cuda.get_device_name().split()[-1].lower()}.json"
+    before, path = Path("benchmarks") / name, Path(os.environ.get("OUT", "benchmarks")) / name
+    if not path.exists() and before.exists():
+        figures.write(path, figures.read(before))
+    return path
+
+
 # --- from the command line ---
 
 
@@ -381,10 +390,7 @@ def main(names: list[str]) -> None:
         sys.exit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if not torch.cuda.is_available():
         sys.exit("needs a CUDA device; `serrate bench attention` measures on a CPU")
-    name = f"attention-{torch.cuda.get_device_name().split()[-1].lower()}.json"
-    before, path = Path("benchmarks") / name, Path(os.environ.get("OUT", "benchmarks")) / name
-    if not path.exists() and before.exists():
-        figures.write(path, figures.read(before))
+    path = ledger("attention")
     try:
         for rows in measured(names or list(PARTS)):
             figures.write(path, rows, key=("subject", "workload", "device"))  # figures of one run stand together

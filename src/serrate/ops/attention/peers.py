@@ -97,10 +97,11 @@ def make(workload: Workload, device: str = "cuda", dtype: torch.dtype = torch.bf
         return Inputs(workload, (q, k, v), grad, offsets)
     tables = tuple(torch.randn(size, device=device, generator=generator).to(torch.promote_types(dtype, torch.float32))
                    for size in (2 * workload.longest - 1, BUCKETS))
-    return Inputs(workload, (q, k, v), grad, offsets, tables, _times(offsets, int(lengths.sum()), generator))
+    return Inputs(workload, (q, k, v), grad, offsets, tables,
+                  growing_times(offsets, int(lengths.sum()), generator))
 
 
-def _times(offsets: Tensor, events: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def growing_times(offsets: Tensor, events: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return when queries are asked and when events happened, `(T,)` int64 seconds each, growing within each row.
 
     Gaps are from nothing to five days, evenly spread over magnitudes, so 16,384 of them stay under 2³⁰ seconds. A query

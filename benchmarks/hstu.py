@@ -1,0 +1,333 @@
+"""The HSTU layer and stacks of it on one GPU, beside plain PyTorch and beside FlashAttention-2 Transformers.
+
+    python benchmarks/hstu.py [layer] [training] [candidates]
+
+`layer`: forward and backward of one layer, ours beside the same layer over padded rows, eager and compiled. `training`:
+steps of a stack on histories up to 1,024 … 8,192 events, whole and thinned by stochastic length with alpha 1.6, beside
+Transformers of the same width, heads and depth: jagged through torch's FlashAttention-2 of variable lengths, and padded
+through its dense one. `candidates`: how many candidates a second are scored after one history, together or one by one.
+All under bfloat16 autocast. What is measured is checked first; rows go to `hstu-<device>.json`, under `$OUT` if set.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import hstu_models as models
+import torch
+from torch import Tensor, nn
+
+from serrate.nn import HSTULayer
+from serrate.ops import figures
+from serrate.ops.attention import Mask
+from serrate.ops.attention.bench import everything, failures, ledger, milliseconds, tell
+from serrate.ops.attention.bias import bucket
+from serrate.ops.attention.peers import Peer
+from serrate.ops.attention.workloads import Workload
+
+LAYERS = [
+    Workload("layer, longest 200", "uniform", 1024, 200, 4, 64, True, activation="silu", biased=True),
+    Workload("layer, longest 1024", "uniform", 128, 1024, 8, 64, True, activation="silu", biased=True),
+    Workload("layer, longest 4096", "uniform", 8, 4096, 8, 64, True, activation="silu", biased=True),
+    Workload("layer, longest 1024, no bias", "uniform", 128, 1024, 8, 64, True, activation="silu"),
+]
+LONGEST = (1024, 2048, 4096, 8192)
+CELLS = 2**19  # of a padded batch: rows times the longest
+ALPHA = 1.6
+WIDTH, HEADS, DEPTH = 512, 8, 2
+HISTORY, CANDIDATES, ROWS_AT_ONCE = 4096, (1024, 16384), 64
+CHECKED_CELLS = 2**23  # of scores of a head, which the check writes out in float64; four rows at most, one at least
+TOLERANCE = {"cuda": 3e-2, "cpu": 1e-4}  # half precision under autocast; float32
+UNITS = {"ms": "ms", "mib": "MiB", "events": "events", "second": "candidates/s"}
+
+Rows = list[dict[str, Any]]
+
+
+def precision(device: str) -> AbstractContextManager:
+    """Return bfloat16 autocast on a GPU, nothing on a CPU."""
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+
+
+def row(subject: str, workload: str, implementation: str, metric: str, value: float) -> dict[str, Any]:
+    """Return one figure with what is behind it."""
+    return figures.row(subject, workload, implementation, metric, round(value, 5), UNITS[metric.rpartition("_")[2]],
+                       packages=("torch", "triton") if torch.cuda.is_available() else ("torch",))
+
+
+# --- is it right? ---
+
+
+def largest_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Return the largest relative error of any tensor; a small one is compared with the largest of all."""
+    with torch.no_grad():
+        sizes = torch.stack([x.norm().double() for x in expected])
+        sizes = sizes.maximum(0.05 * sizes.max())
+        errors = torch.stack([(x.double() - y.double()).norm() for x, y in zip(found, expected, strict=True)])
+        return float((errors / sizes).max())
+
+
+def require(what: str, error: float, device: str) -> None:
+    """Stop where an answer is wrong: AssertionError."""
+    if not error < TOLERANCE[device]:  # written so that NaN fails
+        raise AssertionError(f"{what}: relative error {error:.1e}, more than {TOLERANCE[device]:.0e}: no speed is told")
+
+
+def few_rows(batch: models.Batch) -> models.Batch:
+    """Return the first rows of a batch, few enough for the check."""
+    longest = batch.x.longest
+    assert longest is not None
+    return batch.first(min(4, max(1, CHECKED_CELLS // longest**2)))
+
+
+def wrong_layer(layer: HSTULayer, batch: models.Batch) -> float:
+    """Return the error of the layer, and of all its gradients, on a few rows against it written out in float64."""
+    few, device = few_rows(batch), batch.x.device.type
+    layer, exact = deepcopy(layer).eval(), deepcopy(layer).double().eval()
+    with precision(device):
+        out = layer(few.x, query_times=few.asked, key_times=few.happened).values
+    x, asked, happened, real = few.padded()
+    wide = x.detach().double().requires_grad_()
+    expected = models.dense_layer(exact, wide, asked, happened, bucket)[real]
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    mine = torch.autograd.grad(out, [few.x.values, *layer.parameters()], weight.to(out.dtype))
+    theirs = torch.autograd.grad(expected, [wide, *exact.parameters()], weight)
+    # the residual is the same on both sides, and would hide what the layer adds to it
+    return largest_error([out - few.x.values, mine[0] - weight, *mine[1:]],
+                         [expected - wide[real], theirs[0][real] - weight, *theirs[1:]])
+
+
+def wrong_transformers(stack: nn.ModuleList, batch: models.Batch) -> float:
+    """Return how far apart the jagged and the padded Transformer are on a few rows."""
+    few, stack = few_rows(batch), deepcopy(stack).eval()
+    with torch.no_grad(), precision(batch.x.device.type):
+        x, _, _, real = few.padded()
+        out = models.through_padded_transformer(stack, x)[real]
+        return largest_error([models.through_transformer(stack, few) - few.x.values], [out - few.x.values])
+
+
+# --- one layer ---
+
+
+def measure_layer(workload: Workload, device: str = "cuda") -> Rows:
+    """Return time and memory of forward and backward of the layer: ours, eager and compiled."""
+    width = workload.heads * workload.width
+    torch.manual_seed(0)
+    layer = HSTULayer(width, workload.heads, models.options(workload.longest, workload.biased)).to(device)
+    batch = models.make(workload.lengths(), width, device)
+    require(workload.name, wrong_layer(layer, batch), device)
+    x, asked, happened, _ = batch.padded()
+
+    def ours() -> Tensor:
+        with precision(device):
+            return layer(batch.x, query_times=batch.asked, key_times=batch.happened).values
+
+    def dense(compute: Callable[..., Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with precision(device):
+                return compute(layer, x, asked, happened)
+
+        return run
+
+    parameters = list(layer.parameters())
+    peers = {"serrate": lambda: Peer(ours, [batch.x.values, *parameters]),
+             "eager": lambda: Peer(dense(models.dense_layer), [x, *parameters]),
+             "compiled": lambda: Peer(dense(torch.compile(models.dense_layer)), [x, *parameters])}
+    rows = [row("hstu layer", workload.name, "batch", "events", batch.x.num_events)]
+    for name, make in peers.items():
+        rows += taken("hstu layer", workload.name, name, lambda make=make: everything(make(), False, 1.0))
+    torch.compiler.reset()
+    return rows
+
+
+def taken(subject: str, workload: str, name: str, take: Callable[[], dict[str, float]]) -> Rows:
+    """Return what is measured as rows, told; nothing of a peer that this device or torch cannot run."""
+    try:
+        found = take()
+    except failures() as failure:
+        if name.startswith(("serrate", "hstu")):
+            raise
+        tell(f"  {name:24} failed: {(str(failure).splitlines() or [type(failure).__name__])[0][:160]}")
+        return []
+    tell(f"  {name:24} " + "  ".join(f"{key} {value:.4g}" for key, value in found.items()))
+    return [row(subject, workload, name, metric, value) for metric, value in found.items()]
+
+
+# --- a training step ---
+
+
+def step_figures(step: Callable[[], None], device: str) -> dict[str, float]:
+    """Return the time of a training step and, on a GPU, what it needs beyond parameters and state of the optimiser."""
+    step()
+    if device != "cuda":
+        return {"step_ms": milliseconds(step, device)}
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()  # gradients are there already, and given back as the step begins
+    step()
+    return {"step_ms": milliseconds(step, device), "peak_mib": (torch.cuda.max_memory_allocated() - before) / 2**20}
+
+
+def measure_training(longest: int, device: str = "cuda", cells: int = CELLS, width: int = WIDTH) -> Rows:
+    """Return times of steps over the same users: HSTU without and with bias, on whole and on thinned histories, and
+    Transformers, jagged and padded, on whole ones.
+    """
+    lengths = models.histories(cells // longest, longest)
+    whole = models.make(lengths, width, device)
+    short = models.make(models.thinned(lengths, longest, ALPHA), width, device)
+    name = f"longest {longest}, {len(lengths)} rows"
+    alpha = f", alpha {ALPHA}"
+    found = [row("hstu training", name, f"batch{each}", "events", batch.x.num_events)
+             for each, batch in (("", whole), (alpha, short))]
+    tell(f"{name}: {whole.x.num_events:,} events, {short.x.num_events:,} at alpha {ALPHA}")
+    for called, biased in (("hstu", False), ("hstu biased", True)):
+        torch.manual_seed(0)
+        stack = models.hstu(DEPTH, width, HEADS, longest, biased).to(device)
+        require(f"{called}, {name}", wrong_layer(stack[0], whole), device)
+        for suffix, batch in (("", whole), (alpha, short)):
+            found += step_rows(name, called + suffix, stack, batch.x.values,
+                               lambda stack=stack, batch=batch: models.through_hstu(stack, batch))
+    torch.manual_seed(0)
+    stack = models.transformer(DEPTH, width, HEADS, "varlen" if device == "cuda" else "cpu").to(device)
+    require(f"transformers, {name}", wrong_transformers(stack, whole), device)
+    found += step_rows(name, "transformer varlen", stack, whole.x.values,
+                       lambda: models.through_transformer(stack, whole))
+    x = whole.padded()[0]
+    return found + step_rows(name, "transformer padded", stack, x,
+                             lambda: models.through_padded_transformer(stack, x))
+
+
+def step_rows(workload: str, name: str, stack: nn.Module, x: Tensor, forward: Callable[[], Tensor]) -> Rows:
+    """Return the figures of one step of a stack, as rows."""
+    device = x.device.type
+
+    def under_autocast() -> Tensor:
+        with precision(device):
+            return forward()
+
+    rows = taken("hstu training", workload, name,
+                 lambda: step_figures(models.training_step(stack, x, under_autocast), device))
+    stack.zero_grad()
+    x.grad = None
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return rows
+
+
+# --- candidates after one history ---
+
+
+def measure_candidates(candidates: int, device: str = "cuda", history: int = HISTORY, width: int = WIDTH) -> Rows:
+    """Return candidates a second of each way in `scorers`, which are compared on a few first."""
+    torch.manual_seed(0)
+    stack = models.hstu(DEPTH, width, HEADS, history, biased=True).to(device).eval()
+    # a history of so many events, and behind them what may come next, all asked for at one time
+    events = models.make(torch.tensor([history + candidates]), width, device)
+    now = events.asked[history - 1].expand(candidates)
+    events = replace(events, asked=torch.cat([events.asked[:history], now]),
+                     happened=torch.cat([events.happened[:history], now]))
+    name = f"history {history}, {candidates} candidates"
+    ways = scorers(stack, events, history)
+    with torch.no_grad(), precision(device):
+        few = torch.arange(min(3, candidates), device=device)
+        expected = ways["one by one"](few)
+        for way, score in ways.items():
+            require(f"{way}, {name}", largest_error([score(few)], [expected]), device)
+        found = []
+        for way, score in ways.items():
+            found += taken("hstu candidates", name, f"hstu {way}",
+                           lambda score=score: throughput(score, candidates, device))
+    return found
+
+
+def scorers(stack: nn.ModuleList, events: models.Batch, history: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return ways to compute candidates `(K,)` (positions behind the history) in its light, `(K, E)` each.
+
+    One by one: each behind a history of its own, all of which is computed again. Together: behind one history, the
+    candidates its targets, which see it and themselves.
+    """
+    x = events.x.values.detach()
+
+    def rows_of(places: Tensor) -> models.Batch:
+        of = places.shape[0], places.shape[1]
+        offsets = torch.arange(of[0] + 1, device=x.device) * of[1]
+        flat = places.flatten()
+        return models.Batch(events.x.trusted(x[flat], offsets, of[1]), events.asked[flat], events.happened[flat])
+
+    past = torch.arange(history, device=x.device)
+
+    def one_by_one(candidates: Tensor) -> Tensor:
+        parts = []
+        for some in candidates.split(ROWS_AT_ONCE):
+            batch = rows_of(torch.cat([past.expand(len(some), -1), history + some[:, None]], 1))
+            parts.append(models.through_hstu(stack, batch)[history :: history + 1])
+        return torch.cat(parts)
+
+    def together(candidates: Tensor) -> Tensor:
+        batch = rows_of(torch.cat([past, history + candidates])[None])
+        return models.through_hstu(stack, batch, Mask(causal=True, targets=len(candidates)))[history:]
+
+    return {"one by one": one_by_one, "together": together}
+
+
+def throughput(score: Callable[[Tensor], Tensor], candidates: int, device: str) -> dict[str, float]:
+    """Return how many candidates a second are scored, of the median of three calls."""
+    every = torch.arange(candidates, device=device)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        score(every).sum().item()  # waits for the device
+        seconds.append(time.perf_counter() - began)
+    return {"candidates_per_second": candidates / statistics.median(seconds)}
+
+
+# --- from the command line ---
+
+PARTS: dict[str, list[Callable[[], Rows]]] = {
+    "layer": [lambda workload=workload: measure_layer(workload) for workload in LAYERS],
+    "training": [lambda longest=longest: measure_training(longest) for longest in LONGEST],
+    "candidates": [lambda count=count: measure_candidates(count) for count in CANDIDATES],
+}
+
+
+def measured(names: list[str]) -> Iterator[Rows]:
+    """Measure these parts; yield the rows of each workload. One that fails is told, and the others go on.
+
+    Raises RuntimeError at the end where any failed.
+    """
+    failed = []
+    for name in names:
+        began = time.monotonic()
+        for measure in PARTS[name]:
+            try:
+                yield measure()
+            except failures() as failure:
+                failed.append(name)
+                tell(f"{name}: FAILED: {type(failure).__name__}: {failure}")
+            torch.cuda.empty_cache()
+        tell(f"{name}: {time.monotonic() - began:.0f} s")
+    if failed:
+        raise RuntimeError(f"these parts failed: {', '.join(dict.fromkeys(failed))}")
+
+
+def main(names: list[str]) -> None:
+    """Measure the parts of these names, or all, and write their rows as they come."""
+    unknown = set(names) - set(PARTS)
+    if unknown:
+        sys.exit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if not torch.cuda.is_available():
+        sys.exit("needs a CUDA device")
+    path = ledger("hstu")
+    try:
+        for rows in measured(names or list(PARTS)):
+            figures.write(path, rows, key=("subject", "workload", "device"))
+    except RuntimeError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
