@@ -65,7 +65,7 @@ def test_held_out_users_say_how_much_they_leak(histories_of):
         "A split by users leaks the future: 1 of 2 test targets (50.0%) happened before the newest training event of "
         "other users; a temporal split does not.",)
     in_order = [[1, 2], [3, 4], [5, 6], [7, 8]]
-    assert split(histories_of(rows, time=in_order), held_out(0.5, 0.75)).warnings == ()
+    assert split(histories_of(rows[:4], time=in_order), held_out(0.5, 0.75)).warnings == ()
 
 
 @pytest.mark.parametrize(("shares", "error", "line"), [

@@ -92,7 +92,7 @@ def _held_out_users(histories: Histories, config: SplitConfig) -> Split:
     for name, share in zip(("validation_from", "test_from"), shares, strict=True):
         if isinstance(share, str) or not 0 < share < 1:
             raise InvalidArgument(name, "a share of the users, between 0 and 1", repr(share))
-    first, second = (int(float(share) * len(lengths)) for share in shares)
+    first, second = (round(float(share) * len(lengths)) for share in shares)
     if first > second:
         raise InvalidArgument("validation_from", f"a share up to test_from ({shares[1]})", shares[0])
     train, validation, test = np.split(np.arange(len(lengths)), [first, second])
