@@ -114,17 +114,23 @@ def wrong_transformers(stack: nn.ModuleList, batch: models.Batch) -> float:
 
 
 def measure_layer(workload: Workload, device: str = "cuda") -> Rows:
-    """Return time and memory of forward and backward of the layer: ours, eager and compiled."""
+    """Return time and memory of forward and backward of the layer: ours, keeping more or less, eager and compiled."""
     width = workload.heads * workload.width
     torch.manual_seed(0)
     layer = HSTULayer(width, workload.heads, models.options(workload.longest, workload.biased)).to(device)
     batch = models.make(workload.lengths(), width, device)
     require(workload.name, wrong_layer(layer, batch), device)
     x, asked, happened, _ = batch.padded()
+    again = HSTULayer(width, workload.heads, replace(layer.options, recompute=True)).to(device)
+    again.load_state_dict(layer.state_dict())
+    require(f"{workload.name}, recompute", wrong_layer(again, batch), device)
 
-    def ours() -> Tensor:
-        with precision(device):
-            return layer(batch.x, query_times=batch.asked, key_times=batch.happened).values
+    def ours(layer: HSTULayer) -> Peer:
+        def run() -> Tensor:
+            with precision(device):
+                return layer(batch.x, query_times=batch.asked, key_times=batch.happened).values
+
+        return Peer(run, [batch.x.values, *layer.parameters()])
 
     def dense(compute: Callable[..., Tensor]) -> Callable[[], Tensor]:
         def run() -> Tensor:
@@ -134,7 +140,7 @@ def measure_layer(workload: Workload, device: str = "cuda") -> Rows:
         return run
 
     parameters = list(layer.parameters())
-    peers = {"serrate": lambda: Peer(ours, [batch.x.values, *parameters]),
+    peers = {"serrate": lambda: ours(layer), "serrate, recompute": lambda: ours(again),
              "eager": lambda: Peer(dense(models.dense_layer), [x, *parameters]),
              "compiled": lambda: Peer(dense(torch.compile(models.dense_layer)), [x, *parameters])}
     rows = [row("hstu layer", workload.name, "batch", "events", batch.x.num_events)]

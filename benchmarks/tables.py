@@ -95,7 +95,7 @@ def workloads(found: list[dict]) -> list[str]:
 def hstu_layer(found: list[dict]) -> str:
     """Time and memory of forward and backward of one layer."""
     of = attention.Found(found)
-    names = ("serrate", "eager", "compiled")
+    names = ("serrate", "serrate, recompute", "eager", "compiled")
     body = [[workload, of.cell(workload, "batch", ["events"]),
              *(of.cell(workload, name, attention.TIMES) for name in names),
              *(of.cell(workload, name, ["peak_mib"]) for name in names)] for workload in workloads(found)]
