@@ -70,10 +70,11 @@ class Recommender:
         return self
 
     def recommend(self, histories: Iterable[Sequence[Any]], k: int = 10, *, exclude_seen: bool = True,
-                  allow: Iterable[Any] | None = None, deny: Iterable[Any] = ()) -> list[Recommended]:
+                  allow: Iterable[Any] | None = None, deny: Iterable[Any] = (),
+                  times: Iterable[Sequence[Any]] | None = None, asked: Any = None) -> list[Recommended]:
         """Return the best `k` items after each history of raw item ids; see `serve.Predictor.recommend`."""
         return self._fitted(self._predictor).recommend(
-            histories, k, exclude_seen=exclude_seen, allow=allow, deny=deny)
+            histories, k, exclude_seen=exclude_seen, allow=allow, deny=deny, times=times, asked=asked)
 
     @property
     def metrics(self) -> dict[str, Any]:

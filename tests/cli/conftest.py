@@ -98,3 +98,13 @@ def trained(tmp_path_factory, log):
     run = tmp_path_factory.mktemp("runs") / "run"
     assert main(["train", "default", *SMALL, "--data", str(log), "--out", str(run)]) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def timed(tmp_path_factory, log):
+    """A run of a model that reads times, trained on `log`; not to be changed."""
+    folder = tmp_path_factory.mktemp("timed")
+    (folder / "timed.yaml").write_text("model: {kind: hstu, width: 8, max_length: 8, time: true}")
+    changes = [change for change in SMALL if not change.startswith("model.")]
+    assert main(["train", str(folder / "timed.yaml"), *changes, "--data", str(log), "--out", str(folder / "run")]) == 0
+    return folder / "run"

@@ -255,6 +255,20 @@ def test_recommend_to_a_log_and_to_lists_alike(serrate, tmp_path, trained, log):
         assert answers[name]["items"].to_pylist() == answers["log"]["items"].to_pylist()
 
 
+def test_a_model_of_time_goes_the_whole_way(serrate, tmp_path, timed, log):
+    shown = json.loads(serrate("evaluate", timed, "--json").out)
+    assert shown["rows"] == [row for row in json.loads((timed / "metrics.json").read_text())["rows"]
+                             if row["split"] == "test"]
+    assert (timed / "report.html").exists()
+    one = serrate("recommend", timed, "--history", "101@1970-01-01T01:00:00,102@1970-01-01T02:00:00", "-k", 3)
+    assert (one.code, one.err, len(one.out.splitlines())) == (0, "", 3)
+    assert serrate("recommend", timed, "--history", "101@3600,102@7200.0, @7200", "-k", 3) == one
+    assert serrate("recommend", timed, "--history", "101@3600,102@7200, @999999999", "-k", 3).out != one.out
+    many = serrate("recommend", timed, "--histories", log, "--out", tmp_path / "out.parquet")
+    assert many.code == 0
+    assert len(pq.read_table(tmp_path / "out.parquet")) == 30
+
+
 def test_unknown_items_are_noted(serrate, tmp_path, trained):
     (tmp_path / "new.csv").write_text("user,item,time\n7,101,1\n7,999,2\n8,998,1\n")
     shown = serrate("recommend", trained, "--histories", tmp_path / "new.csv", "--out", tmp_path / "out.parquet")

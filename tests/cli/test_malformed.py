@@ -414,6 +414,22 @@ def test_what_recommend_needs(refused, trained, log, tmp_path):
     refused("recommend", words=["RUN", "serrate recommend --help"])
 
 
+@pytest.mark.parametrize(("history", "words"), [
+    ("101,102", ["ID@TIME", "'101'"]), ("101@5,@6,102@7", ["ID@TIME", "'@6'"]), ("101@noon", ["ISO date", "'noon'"]),
+    ("101@6,102@5", ["oldest event", "decrease"]), (f"101@{2**64}", ["times", "64 bits"])])
+def test_a_history_without_usable_times(history, words, refused, timed):
+    refused("recommend", timed, "--history", history, words=words)
+
+
+def test_what_a_model_of_time_needs(refused, timed, log, tmp_path):
+    out = ["--out", tmp_path / "out"]
+    refused("recommend", timed, "--histories", log, *out, "--set", "columns.time=null", words=["columns.time"])
+    pq.write_table(pa.table({"history": [[101]], "times": [["noon"]]}), tmp_path / "lists.parquet")
+    refused("recommend", timed, "--histories", tmp_path / "lists.parquet", *out, words=["lists.parquet", "times"])
+    (tmp_path / "timed.yaml").write_text("model: {kind: hstu, width: 8, time: true}")
+    refused("train", tmp_path / "timed.yaml", "--data", log, *out, words=["model.time", "columns.time"])
+
+
 def test_columns_that_recommend_does_not_find(refused, trained, log, tmp_path):
     batch = ["recommend", trained, "--histories", log, "--out", tmp_path / "out.parquet"]
     refused(*batch, "--column", "usr=user", words=["unknown key", "did you mean 'user'"])

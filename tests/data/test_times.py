@@ -1,11 +1,17 @@
 """Times become seconds by the size of the integers, and each prediction is asked for when the next event happened."""
 
+from datetime import UTC, date, datetime
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serrate.data.times import asked_times, seconds, ticks_per_second
+from serrate.data.times import asked_times, read_seconds, seconds, ticks_per_second
+from serrate.errors import InvalidArgument
 from serrate.jagged import JaggedTensor
 
 
@@ -33,3 +39,31 @@ def test_what_is_asked_after_an_event_is_asked_at_the_next(rows):
     asked = asked_times(time, newest)
     assert asked.tolist() == [[*row[1:], 1000 + number][: len(row)] for number, row in enumerate(rows)]
     assert time.tolist() == rows
+
+
+NOON = datetime(1998, 4, 22, 12, tzinfo=UTC)  # 893,246,400 s after 1970 began
+
+
+@pytest.mark.parametrize("times", [
+    [893_246_400], [893_246_400.9], [893_246_400_000], [893_246_400_999_999], np.array([893_246_400]), [NOON],
+    [datetime(1998, 4, 22, 12)], [pd.Timestamp(NOON)], np.array(["1998-04-22T12:00:00"], dtype="datetime64[ns]"),
+    pa.array([893_246_400_000], pa.timestamp("ms")), pa.array([893_246_400], pa.uint32()),
+], ids=str)
+def test_times_are_read_as_those_of_a_log(times):
+    found = read_seconds("times", times)
+    assert found.dtype == torch.int64
+    assert found.tolist() == [893_246_400]
+
+
+def test_other_times_that_are_read():
+    assert read_seconds("times", [date(1998, 4, 22), date(1970, 1, 1)]).tolist() == [893_203_200, 0]
+    assert read_seconds("times", []).tolist() == []
+    assert read_seconds("times", [-1.5, 0.5]).tolist() == [-2, 0]
+    assert read_seconds("times", [-5, 0, 5]).tolist() == [-5, 0, 5]
+
+
+@pytest.mark.parametrize("times", [[1, None], [float("nan")], [float("inf")], [1e300], [2**63], ["noon"], [True],
+                                   [1, "noon"], [[1]], 5, [NOON, None]], ids=str)
+def test_times_that_are_none_are_refused(times):
+    with pytest.raises(InvalidArgument, match=r"^times: expected "):
+        read_seconds("times", times)

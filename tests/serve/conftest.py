@@ -14,11 +14,16 @@ from serrate.serve import Predictor
 
 @pytest.fixture
 def run_of(tmp_path):
-    """A function: raw ids, most frequent first → the folder of a saved run; keywords go to `DataConfig`."""
+    """A function: raw ids, most frequent first → the folder of a saved run; keywords go to `DataConfig`.
 
-    def make(ids, titles=None, max_length=5, name="run", **data):
+    With `reads_time` the model is one that reads times, else a transformer.
+    """
+
+    def make(ids, titles=None, max_length=5, name="run", reads_time=False, **data):
         folder = RunFolder(tmp_path / name)
-        config = models.TransformerConfig(width=16, blocks=1, heads=2, feedforward=16, max_length=max_length)
+        size = {"width": 16, "blocks": 1, "heads": 2, "max_length": max_length}
+        config = (models.HSTUConfig(**size, time=True) if reads_time else
+                  models.TransformerConfig(**size, feedforward=16))
         torch.manual_seed(0)
         model = models.build(config, len(ids))
         with torch.no_grad():  # far from zero, so that scores differ
@@ -42,6 +47,12 @@ def predictor_of(run_of):
 def predictor(predictor_of):
     """Items 100 … 129."""
     return predictor_of(list(range(100, 130)))
+
+
+@pytest.fixture
+def timed(predictor_of):
+    """Items 100 … 129 and a model that reads times; the training log had the columns user, item, time."""
+    return predictor_of(list(range(100, 130)), name="timed", reads_time=True, columns={"time": "time"})
 
 
 @pytest.fixture

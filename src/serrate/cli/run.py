@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,7 +122,8 @@ def recommend(
     result: Annotated[Path | None, typer.Option(
         "--out", metavar="FILE", help="the Parquet file to write", show_default=False)] = None,
     history: Annotated[str | None, typer.Option(
-        metavar="ID,ID,…", help="one history instead: raw item ids, oldest first", show_default=False)] = None,
+        metavar="ID,ID,…", help="one history instead: raw item ids, oldest first; ID@TIME for a model that reads times",
+        show_default=False)] = None,
     k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="how many items")] = 10,
     exclude_seen: Annotated[bool, typer.Option(help="leave out the items of the history itself")] = True,
     columns: Annotated[list[str] | None, typer.Option(
@@ -135,9 +137,14 @@ def recommend(
     Parquet with a user a row and a list column `history` of raw item ids, oldest first. FILE gets a row a user:
     user, items (best first), scores, and how many events the model does not know; they are left out.
 
+    A model trained with model.time=true reads when events happened: in a column `times` of lists beside `history`. It
+    reads when the answer is asked for, too: in a column `asked`, or as @TIME after the last event of --history; where
+    that is not said, when the newest event happened. TIME is a number, as in the training log, or an ISO date.
+
     \b
     Examples:
       serrate recommend runs/first --history 1193,661,914
+      serrate recommend runs/timed --history 1193@978300760,661@978302109,@978400000
       serrate recommend runs/first --histories new-users.parquet --out recommended.parquet -k 20
       serrate recommend runs/first --histories today.csv --out recommended.parquet --column user=visitor
       serrate recommend runs/first --histories today.csv --out recommended.parquet --set filter=null
@@ -149,8 +156,9 @@ def recommend(
         raise InvalidArgument("recommend", "--histories LOG and --out FILE together", "one of them")
     predictor = Predictor.open(run)
     if histories is None or result is None:
-        items = [part.strip() for part in (history or "").split(",")]
-        show_recommended(predictor, [item for item in items if item], k, exclude_seen)
+        items: list[Any] = [part.strip() for part in (history or "").split(",") if part.strip()]
+        items, times, asked = _with_times(items) if predictor.reads_time else (items, None, None)
+        show_recommended(predictor, items, k, exclude_seen, times, asked)
         return
     assignments = [f"columns.{column}" for column in columns or []] + (changes or [])
     config = DataConfig.parse(override(predictor.data_config.plain(), assignments))
@@ -183,10 +191,31 @@ def show_results(run: Path) -> None:
     say(f"saved run: {run}   report: {RunFolder(run).report_path}")
 
 
-def show_recommended(predictor: Predictor, history: list[Any], k: int, exclude_seen: bool) -> None:
-    """Print what one history gets."""
-    (answer,) = predictor.recommend([history], k, exclude_seen=exclude_seen)
+def show_recommended(predictor: Predictor, history: list[Any], k: int, exclude_seen: bool,
+                     times: list[Any] | None = None, asked: Any = None) -> None:
+    """Print what one history gets; `times` and `asked` as in `Predictor.recommend`, for a model that reads times."""
+    (answer,) = predictor.recommend([history], k, exclude_seen=exclude_seen, times=None if times is None else [times],
+                                    asked=asked)
     for place, (item, score, title) in enumerate(zip(answer.ids, answer.scores, answer.titles, strict=True), start=1):
         say(f"{place:3d}  {item}  {score:.3f}" + (f"  {title}" if title else ""))
     if answer.unknown:
         say(f"note: not known to the model: {', '.join(map(str, answer.unknown))}", err)
+
+
+def _with_times(parts: list[str]) -> tuple[list[Any], list[Any], Any]:
+    """Return the items and the times of `ID@TIME` parts, and the time of an `@TIME` at their end, or None."""
+    split = [part.rpartition("@") for part in parts]
+    asked = _time(split.pop()[2]) if parts and parts[-1].startswith("@") else None
+    for (item, _, _), part in zip(split, parts, strict=False):
+        if not item:
+            raise InvalidArgument("--history", "ID@TIME,ID@TIME,… and @TIME last, as the model reads times", repr(part))
+    return [item for item, _, _ in split], [_time(time) for _, _, time in split], asked
+
+
+def _time(text: str) -> Any:
+    for kind in (int, float, datetime.fromisoformat):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise InvalidArgument("--history", "a number or an ISO date as TIME", repr(text))

@@ -1,8 +1,13 @@
-"""Times in seconds, whatever unit a log has them in, and when the prediction after each event is asked for."""
+"""Times in seconds, whatever unit they come in, and when the prediction after each event is asked for."""
 
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from ..errors import InvalidArgument
 from ..jagged import JaggedTensor
 
 # Integers as they came are told by their size: seconds since 1970 stay below 10¹¹ until the year 5138, and each finer
@@ -36,3 +41,34 @@ def asked_times(time: JaggedTensor, newest: Tensor) -> JaggedTensor:
     filled = time.lengths > 0
     following[time.offsets[1:][filled] - 1] = newest[filled]
     return time.with_values(following)
+
+
+def read_seconds(argument: str, times: Any) -> Tensor:
+    """Return times that somebody gives, `(n,)` int64 in seconds; they are read as those of a log.
+
+    Args:
+        argument: what the times are called where they are refused.
+        times: a list or array: whole numbers, in a unit that is told by the size of the median; fractions, in seconds;
+            dates and timestamps, which count from 1970 (UTC).
+
+    Raises:
+        InvalidArgument: a null, NaN or infinity, a time beyond 64 bits, times of several types or of none of these.
+    """
+    try:
+        found = times if isinstance(times, pa.Array) else pa.array(times)
+        if found.null_count:
+            raise InvalidArgument(argument, "a time for each event", "null")
+        if pa.types.is_floating(found.type):
+            return torch.from_numpy(pc.call_function("floor", [found]).cast(pa.int64()).to_numpy().copy())
+        ticks = 10**6
+        if pa.types.is_date(found.type) or pa.types.is_timestamp(found.type):
+            found = found.cast(pa.timestamp("us"), safe=False)
+        elif pa.types.is_integer(found.type) or pa.types.is_null(found.type):
+            found, ticks = found.cast(pa.int64()), 0
+        else:
+            raise InvalidArgument(argument, "whole numbers, seconds, dates or timestamps", found.type)
+        whole = torch.from_numpy(found.cast(pa.int64()).to_numpy().copy())
+    except (pa.ArrowException, OverflowError, TypeError):
+        raise InvalidArgument(argument, "whole numbers, seconds, dates or timestamps of one type within 64 bits",
+                              "others") from None
+    return seconds(whole, ticks or ticks_per_second(int(whole.median()) if len(whole) else 0))

@@ -3,22 +3,26 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pyarrow.dataset import dataset
+from torch import Tensor
 
 from ..data import DataConfig, Histories, is_prepared, prepare
+from ..data.times import read_seconds, seconds
 from ..errors import InvalidArgument, InvalidData
 from ..files import write_aside
 from ..jagged import JaggedTensor
 from .item_ids import model_ids
 from .predictor import Predictor
+from .times import Times, checked, read_asked
 
 _ROWS_AT_A_TIME = 4096
-_HISTORY = "history"
+_HISTORY, _TIMES, _ASKED = "history", "times", "asked"
 
 
 @dataclass(frozen=True)
@@ -32,21 +36,24 @@ class Served:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some users: their raw ids as an Arrow array, and their histories as dense ids (-1 for unknown)."""
+    """Some users: their raw ids as an Arrow array, their histories as dense ids (-1 for unknown), and when that was."""
 
     users: pa.Array
     histories: JaggedTensor
+    times: Times | None
 
 
 def recommend_file(predictor: Predictor, source: Path | str, out: Path | str, k: int = 10, *,
-                   exclude_seen: bool = True, config: DataConfig | None = None) -> Served:
+                   exclude_seen: bool = True, config: DataConfig | None = None, asked: Any = None) -> Served:
     """Answer every user of a log and write `out`, whole or not at all.
 
     Args:
         predictor: the loaded run.
         source: one of
             - a Parquet file, or a folder of them, with one row a user and a list column `history` of raw item ids,
-              oldest first; the user id in the run's user column, or the row number without one;
+              oldest first; the user id in the run's user column, or the row number without one. For a model that reads
+              times also a list column `times`, as many as the history has items, and, if each user asks at another
+              time, a column `asked`, both in the forms that `Predictor.recommend` takes;
             - a prepared data set;
             - any log of single events that `data.prepare` reads. It is taken to look like the training log: same
               filter, same repeat policy, items given as there (see `item_ids.model_ids`). Minimum counts do not apply.
@@ -55,10 +62,12 @@ def recommend_file(predictor: Predictor, source: Path | str, out: Path | str, k:
         k: how many items a user.
         exclude_seen: leave out the items of the history itself.
         config: how the log is read, where it differs from the run's `data_config`.
+        asked: one time at which all answers are asked for, where no column says it. None: when the newest event of a
+            history happened. Read where the model reads times.
 
     Raises:
         InvalidData: the source cannot be used.
-        InvalidArgument: `out` is the source.
+        InvalidArgument: `out` is the source, `asked` is no time.
         NotWritable: the disk is full or refuses.
     """
     config = predictor.data_config if config is None else config
@@ -66,7 +75,8 @@ def recommend_file(predictor: Predictor, source: Path | str, out: Path | str, k:
     if source.resolve() == out.resolve():
         raise InvalidArgument("out", "another file than the histories", str(out))
     files = _list_files(source)
-    blocks = _lists(predictor, files, config.columns.user) if files else _events(predictor, source, config)
+    at = None if asked is None or not predictor.reads_time else read_asked(asked, 1)
+    blocks = _lists(predictor, files, config.columns.user, at) if files else _events(predictor, source, config, at)
     users = events = unknown = 0
     with write_aside(out) as partial:
         writer = None
@@ -88,7 +98,8 @@ def _answer(predictor: Predictor, block: _Block, k: int, exclude_seen: bool) -> 
     known = histories.values >= 0
     left_out = torch.zeros(len(histories), dtype=torch.int64).index_add(0, histories.row_index(), (~known).long())
     kept = JaggedTensor.from_lengths(histories.values[known], histories.lengths - left_out)
-    scores, ids = predictor.recommend_dense(kept, k, exclude_seen=exclude_seen)
+    times = None if block.times is None else block.times.kept(known)
+    scores, ids = predictor.recommend_dense(kept, k, exclude_seen=exclude_seen, times=times)
     found = ids >= 0
     offsets = np.concatenate([[0], found.sum(1).cumsum(0).numpy()]).astype(np.int32)
     items = pa.array(predictor.items.decode(ids[found].numpy()),
@@ -131,25 +142,55 @@ def _is_id(kind: pa.DataType) -> bool:
         pa.string(), pa.large_string(), pa.string_view())
 
 
-def _lists(predictor: Predictor, files: list[Path], user: str) -> Iterator[_Block]:
+def _lists(predictor: Predictor, files: list[Path], user: str, asked: Tensor | None) -> Iterator[_Block]:
     """Blocks of Parquet files with a list column `history`; one without rows when the files have none."""
-    row = 0
+    row, name = 0, files[0] if len(files) == 1 else files[0].parent
     try:
         opened = dataset(files, format="parquet")
-        columns = [_HISTORY, user] if user in opened.schema.names else [_HISTORY]
+        columns = [_HISTORY, *(column for column in (user, *_columns_of_times(predictor, opened.schema, name))
+                               if column in opened.schema.names)]
         for batch in opened.to_batches(columns=columns, batch_size=_ROWS_AT_A_TIME, batch_readahead=1,
                                        fragment_readahead=1):
             lists = batch.column(_HISTORY)
             lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
             dense = torch.from_numpy(predictor.items.encode(lists.flatten()))
             users = batch.column(user) if user in columns else pa.array(np.arange(row, row + len(lists)))
-            yield _Block(users, JaggedTensor.from_lengths(dense, torch.from_numpy(lengths)))
+            times = _listed_times(batch, lengths, asked, name, row + 1) if _TIMES in columns else None
+            yield _Block(users, JaggedTensor.from_lengths(dense, torch.from_numpy(lengths)), times)
             row += len(lists)
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(files[0] if len(files) == 1 else files[0].parent, error) from None
+        raise _unreadable(name, error) from None
 
 
-def _events(predictor: Predictor, source: Path, config: DataConfig) -> Iterator[_Block]:
+def _columns_of_times(predictor: Predictor, schema: pa.Schema, name: Path) -> tuple[str, ...]:
+    """Return the columns that say when, none for a model that does not read them."""
+    if not predictor.reads_time:
+        return ()
+    kind = schema.field(_TIMES).type if _TIMES in schema.names else None
+    if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        got = kind or "no such column"
+        raise InvalidData(f"{name}: the model reads times: expected a list of them a history in column {_TIMES!r}, "
+                          f"got {got}")
+    return _TIMES, _ASKED
+
+
+def _listed_times(batch: pa.RecordBatch, lengths: np.ndarray, asked: Tensor | None, name: Path, first: int) -> Times:
+    """Return the times of a batch whose first row is number `first` of the file."""
+    lists = batch.column(_TIMES)
+    others = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    if (others != lengths).any():
+        row = int(np.flatnonzero(others != lengths)[0])
+        raise InvalidData(f"{name}: expected {lengths[row]} times in row {first + row}, one an item, got {others[row]}")
+    try:
+        if _ASKED in batch.schema.names:
+            asked = read_seconds(_ASKED, batch.column(_ASKED))
+        every = None if asked is None else asked.expand(len(lengths))
+        return checked(read_seconds(_TIMES, lists.flatten()), lengths, every, first)
+    except InvalidArgument as error:
+        raise InvalidData(f"{name}: {error}") from None
+
+
+def _events(predictor: Predictor, source: Path, config: DataConfig, asked: Tensor | None) -> Iterator[_Block]:
     """Blocks of a log of single events, sorted and grouped by the data floor, or of a prepared data set."""
     if is_prepared(source):
         histories = Histories.open(source)
@@ -159,12 +200,20 @@ def _events(predictor: Predictor, source: Path, config: DataConfig) -> Iterator[
         histories = prepare(str(source), config.model_copy(
             update={"columns": columns, "items": None, "min_user_events": 1, "min_item_events": 1}))
         to_model = model_ids(predictor.items, histories.items, config)
+    if predictor.reads_time and not histories.has_time:
+        raise InvalidData(f"{source}: the model reads times, and this log has none (columns.time)")
     field, to_model = histories.field("item"), torch.from_numpy(to_model)
     for start in range(0, histories.num_users, _ROWS_AT_A_TIME):
         rows = field[start : start + _ROWS_AT_A_TIME]
         assert isinstance(rows, JaggedTensor)  # a slice of rows
         users = pa.array(histories.users.decode(range(start, start + len(rows))))
-        yield _Block(users, rows.with_values(to_model[rows.values.long()]))
+        times = None
+        if predictor.reads_time:
+            happened = histories.field("time")[start : start + len(rows)]
+            assert isinstance(happened, JaggedTensor)
+            happened = happened.with_values(seconds(happened.values, histories.ticks_per_second))
+            times = Times.of(happened, None if asked is None else asked.expand(len(rows)))
+        yield _Block(users, rows.with_values(to_model[rows.values.long()]), times)
 
 
 def _unreadable(file: Path, error: Exception) -> InvalidData:

@@ -14,10 +14,12 @@ from torch import Tensor
 from .. import models
 from ..config import Config
 from ..data import DataConfig, Vocabulary, chunks
+from ..data.times import asked_times
 from ..errors import InvalidArgument, InvalidConfig, InvalidData, InvalidRun, shorten
 from ..index import top_k
 from ..jagged import EventBatch, JaggedTensor, gather_rows, newest
 from ..run_folder import RunFolder
+from .times import Times, read_times
 
 _SCORES_AT_A_TIME = 2**23
 _EVENTS_AT_A_TIME = 2**16
@@ -92,8 +94,14 @@ class Predictor:
             raise InvalidRun(f"run: {folder.model_path} cannot be used ({shorten(error)})") from None
         return cls(config, model.eval().to(place), items, settings.data)
 
+    @property
+    def reads_time(self) -> bool:
+        """Whether the model needs to know when the events of a history happened."""
+        return self.model.config.reads_time
+
     def recommend(self, histories: Iterable[Sequence[Any]], k: int = 10, *, exclude_seen: bool = True,
-                  allow: Iterable[Any] | None = None, deny: Iterable[Any] = ()) -> list[Recommended]:
+                  allow: Iterable[Any] | None = None, deny: Iterable[Any] = (),
+                  times: Iterable[Sequence[Any]] | None = None, asked: Any = None) -> list[Recommended]:
         """Return the best `k` items after each history.
 
         A history without a single known item gets the items that were most frequent in training. Fewer than `k`
@@ -105,9 +113,15 @@ class Predictor:
             exclude_seen: leave out the items of the history itself.
             allow: the only raw ids that may come back; None for all. Ids the model does not know never come back.
             deny: raw ids that may not come back.
+            times: when the events of each history happened, as many as it has ids, none before the one before it: whole
+                numbers in a unit that is told by their size, as those of a log, fractions of seconds, or dates. Needed
+                where the model `reads_time`, and not read elsewhere.
+            asked: when the answers are asked for, one time for all or a list with one a history. None: when the newest
+                event of a history happened, as if it were answered at once.
 
         Raises:
-            InvalidArgument: `histories` is not a list of lists of ids, `allow` or `deny` no list of ids, or `k` < 1.
+            InvalidArgument: `histories` is not a list of lists of ids, `allow` or `deny` no list of ids, `k` < 1, or
+                `times` or `asked` are not as said.
         """
         if isinstance(histories, str | bytes) or not isinstance(histories, Iterable):
             raise InvalidArgument("histories", _LISTS, repr(histories))
@@ -119,19 +133,22 @@ class Predictor:
         owner = np.repeat(np.arange(len(rows)), lengths)
         kept = JaggedTensor.from_lengths(
             torch.from_numpy(dense[known]), torch.from_numpy(np.bincount(owner[known], minlength=len(rows))))
+        when = read_times(times, asked, lengths).kept(torch.from_numpy(known)) if self.reads_time else None
         scores, ids = self.recommend_dense(
             kept, k, exclude_seen=exclude_seen, allow=None if allow is None else self._dense("allow", allow),
-            deny=self._dense("deny", deny))
+            deny=self._dense("deny", deny), times=when)
         unknown: list[list[Any]] = [[] for _ in rows]
         for at in np.flatnonzero(~known):
             unknown[owner[at]].append(flat[at])
         return [self._named(ids[row], scores[row], unknown[row]) for row in range(len(rows))]
 
     def recommend_dense(self, histories: JaggedTensor, k: int, *, exclude_seen: bool = True,
-                        allow: Tensor | None = None, deny: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                        allow: Tensor | None = None, deny: Tensor | None = None,
+                        times: Times | None = None) -> tuple[Tensor, Tensor]:
         """Return `(scores, ids)` for histories of dense ids; see `index.top_k` for the filters.
 
-        Both are `(B, min(k, V))`. Works through the rows in chunks, so memory does not grow with rows × items.
+        Both are `(B, min(k, V))`. Works through the rows in chunks, so memory does not grow with rows × items. `times`
+        are those of the histories; needed where the model `reads_time`.
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise InvalidArgument("k", "a whole number, at least 1", repr(k))
@@ -142,7 +159,11 @@ class Predictor:
         with torch.inference_mode():
             for part in chunks(histories.lengths, _EVENTS_AT_A_TIME, most_rows):
                 seen = gather_rows(histories, part)
-                batch = EventBatch({"item": newest(seen, self.model.config.max_length)}).to(device)
+                events = {"item": seen}
+                if times is not None:
+                    events["time"] = gather_rows(times.happened, part)
+                    events["asked"] = asked_times(events["time"], times.asked[part])
+                batch = newest(EventBatch(events), self.model.config.max_length).to(device)
                 scores = self.model.score(batch).cpu()
                 found.append(top_k(scores, k, exclude=seen if exclude_seen else None, allow=allow, deny=deny))
         return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
