@@ -1,6 +1,7 @@
 """What the Triton implementation promises beyond the conformance suite of `test_attention.py`; needs a CUDA device."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from serrate.jagged import offsets_from_lengths
-from serrate.ops.attention import Mask, Rows, Settings, attention
+from serrate.ops.attention import Bias, Mask, Rows, Settings, Weights, attention
 from serrate.ops.attention.bench import Comparison, compare
 from serrate.ops.attention.cases import CAUSAL, Case
 from serrate.ops.attention.peers import make
@@ -68,13 +69,22 @@ def test_any_scale(case, mask, scale):
     errors(case, torch.bfloat16, mask, scale)
 
 
-@pytest.mark.parametrize("case", [MANY_SHORT, FEW_LONG, Case("", ()), Case("", (0, 0))], ids=lambda case: case.name)
+BIASED = Case("biased", (30, 0, 7, 70), activation="silu", normaliser="length", reach=20, buckets=50, apart=True)
+
+
+@pytest.mark.parametrize("case", [MANY_SHORT, FEW_LONG, Case("", ()), Case("", (0, 0)), BIASED,
+                                  replace(BIASED, name="softmax", activation="softmax", normaliser=None),
+                                  replace(BIASED, name="silu", reach=0, buckets=0)], ids=lambda case: case.name)
 def test_custom_operators_are_well_behaved(case):
     *tensors, offsets = case.tensors(torch.float16, "cuda")
     leaves = [x.requires_grad_() for x in tensors]
+    tables = tuple(table.requires_grad_() for table in case.tables("cuda"))
+    bias = case.bias(tuple(torch.atleast_2d(table) for table in tables))
+    if bias is not None:
+        bias = replace(bias, query_times=bias.key_times)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    problem = make_problem(Rows(offsets, offsets, (0, 0)), Settings(CAUSAL, 0.3))
-    arguments = (*leaves, *problem.as_arguments())
+    settings = Settings(CAUSAL, 0.3, Weights(case.activation, case.normaliser), bias)
+    arguments = (*leaves, *make_problem(Rows(offsets, offsets, (0, 0)), settings).as_arguments())
     torch.library.opcheck(torch.ops.serrate.jagged_attention_triton.default, arguments, test_utils=tests)
 
 
@@ -93,14 +103,35 @@ def test_compiles_whole_and_once_for_all_lengths(backend):
             torch.testing.assert_close(torch.autograd.grad(compiled(*leaves, offsets), leaves), eager)
 
 
-@pytest.mark.parametrize("case", [MANY_SHORT, FEW_LONG], ids=lambda case: case.name)
+def test_compiles_with_tables_once_for_all_lengths():
+    def loss(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, position: Tensor, time: Tensor, at: Tensor) -> Tensor:
+        out = attention(q * 2, k, v, offsets, mask=CAUSAL, implementation="triton", bias=Bias(position, time, at, at),
+                        weights=Weights("silu", "length"))
+        return (out.float() ** 2).sum()
+
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for lengths in ((3, 60), (2, 0, 90, 4), (1, 1, 640), (7,) * 300):
+            case = replace(BIASED, lengths=lengths)
+            *tensors, offsets = case.tensors(torch.float16, "cuda")
+            leaves = [x.requires_grad_() for x in (*tensors, *case.tables("cuda"))]
+            q, k, v, position, time = leaves
+            arguments = (q, k, v, offsets, position, time, case.bias((position, time)).key_times)
+            eager = torch.autograd.grad(loss(*arguments), leaves)
+            torch.testing.assert_close(torch.autograd.grad(compiled(*arguments), leaves), eager)
+
+
+@pytest.mark.parametrize("case", [MANY_SHORT, FEW_LONG, BIASED], ids=lambda case: case.name)
 def test_a_captured_graph_follows_new_offsets_and_nothing_waits(case):
     *tensors, offsets = case.tensors(torch.bfloat16, "cuda")
-    leaves = [x.requires_grad_() for x in tensors]
+    tables = case.tables("cuda")
+    leaves = [x.requires_grad_() for x in (*tensors, *tables)]
     grad = torch.randn_like(tensors[2])
+    given = case.arguments("cuda", tables=tables)
 
     def run():
-        out = attention(*leaves, offsets, mask=CAUSAL, implementation="triton")
+        out = attention(*leaves[:3], offsets, implementation="triton", **given)
         return out.detach(), *torch.autograd.grad(out, leaves, grad)
 
     run()

@@ -68,7 +68,7 @@ class Settings(NamedTuple):
 
     mask: Mask
     scale: float
-    weights: Weights
+    weights: Weights = Weights()
     bias: Bias | None = None
     with_lse: bool = False
 

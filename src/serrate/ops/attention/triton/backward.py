@@ -17,7 +17,6 @@ from torch import Tensor
 from .plan import Plan, block_width, describable, descriptor
 from .problem import Problem
 from .tile import (
-    LOG2_E,
     base_2,
     find_tile,
     key_bits,
@@ -25,7 +24,6 @@ from .tile import (
     load_queries,
     load_rows,
     mixed,
-    natural,
     other_block,
     precision,
     product,
@@ -37,16 +35,31 @@ from .tile import (
     strides,
     visible,
 )
+from .weigh import (
+    activated_with_slope,
+    add_to_tables,
+    biased,
+    key_side,
+    keys_of_tile,
+    kind,
+    of_bias,
+    queries_of_tile,
+    query_side,
+    share,
+    share_of,
+    slope_of,
+)
 
 _TERM = torch.float32 if triton.knobs.runtime.interpret else torch.bfloat16  # which the interpreter cannot multiply
 _TERMS = 16  # columns of `_folded`: the least that a product on the matrix units sums over
 
 
 def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: Plan,
-           results: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+           results: Sequence[Tensor], gradients: Sequence[Tensor], of_tables: tuple | None = None) -> None:
     """Fill the gradients of q, k and v from those of the results, the inputs, the plan and results of the forward pass.
 
     The last stride of q, k and v is 1; `grads` of output and log-sum-exp are contiguous; there are queries and keys.
+    of_tables: where the gradients of tables add up, as `weigh.add_to_tables` takes it; None where nobody asks.
     """
     q, k, v = inputs
     grad, grad_lse = grads
@@ -54,21 +67,23 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     dq, dk, dv = gradients
     heads, width = q.shape[-2:]
     groups = k.shape[1]
-    fold = q.dtype != torch.float32 and problem.seed is None  # dropout comes between products and delta
-    shape = (logsumexp.shape[1], heads, _TERMS) if fold else logsumexp.shape
+    events = q.numel() // (heads * width)
+    # dropout comes between products and delta, a bias between products and log-sum-exp; pointwise weights need neither
+    fold = q.dtype != torch.float32 and problem.seed is None and not problem.pointwise and not problem.tables
+    shape = (events, heads, _TERMS) if fold else (heads, 0 if problem.pointwise else events)
     sums = torch.empty(shape, dtype=_TERM if fold else torch.float32, device=q.device)
     heads_first = plan.tiling.heads_first
     sizes = plan.tiling.queries
     tiles = plan.queries(sizes.tile)
     count = tiles.shape[1]
-    kind = (problem.kind, problem.self_attention, problem.dense, problem.per_row, heads // groups)
-    numbers = (logsumexp.shape[1], problem.scale * LOG2_E, heads, strides(q, k, v), problem.limits,
-               problem.counts, problem.dropped, width, v.shape[2], block_width(width), block_width(v.shape[2]))
+    numbers = (events, (problem.factor, share_of(problem)), heads, strides(q, k, v), problem.limits, problem.counts,
+               problem.dropped, of_bias(problem), width, v.shape[2], block_width(width), block_width(v.shape[2]))
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _backward_q[(count * heads,)](
-        q, *keys, out, grad, logsumexp, grad_lse, sums, dq, tiles, count, *numbers, sizes.tile, sizes.block, kind,
-        (precision(), tma, heads_first, fold), num_warps=sizes.warps, num_stages=sizes.stages)
+        q, *keys, out, grad, logsumexp, grad_lse, sums, dq, of_tables, tiles, count, *numbers, sizes.tile, sizes.block,
+        kind(problem, heads // groups), (precision(), tma, heads_first, fold), num_warps=sizes.warps,
+        num_stages=sizes.stages)
     sizes = plan.tiling.keys
     tiles = plan.keys(sizes.tile)
     count = tiles.shape[1]
@@ -76,9 +91,9 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     whole = (q, grad, sums)
     blocks = tuple(descriptor(x, sizes.block) if x.dim() == 3 else x for x in whole) if tma else whole
     _backward_kv[(count * groups,)](
-        *blocks, whole, k, v, logsumexp, dk, dv, tiles, count, *numbers, sizes.block, sizes.tile, kind,
-        (precision(), tma, heads_first, fold), num_warps=sizes.warps, num_stages=sizes.stages,
-        maxnreg=sizes.registers)
+        *blocks, whole, k, v, logsumexp, dk, dv, tiles, count, *numbers, sizes.block, sizes.tile,
+        kind(problem, heads // groups), (precision(), tma, heads_first, fold), num_warps=sizes.warps,
+        num_stages=sizes.stages, maxnreg=sizes.registers)
 
 
 @triton.jit
@@ -103,38 +118,53 @@ def _folded(lse, delta, factor, dtype: tl.constexpr, BM: tl.constexpr):
 
 
 @triton.jit
-def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin, strides, length, scale, dropped,
-                 events, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr,
-                 INSIDE: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
-                 DROP: tl.constexpr):
-    """Add what one block of keys gives to the gradient of a tile's queries."""
-    k = load_rows(k_source, begin + n, h, strides[4], strides[5], begin + length, D, BD, BN, INSIDE, TMA)
-    v = load_rows(v_source, begin + n, h, strides[7], strides[8], begin + length, DV, BDV, BN, INSIDE, TMA)
-    ready, factor = scaled(q, scale)
+def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin, strides, length, factors, dropped,
+                 events, bias, side, inside, sums, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
+                 BDV: tl.constexpr, BN: tl.constexpr, INSIDE: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
+    """Add what one block of keys gives to the gradient of a tile's queries, and to those of the tables."""
+    PRECISION: tl.constexpr = HOW[0]
+    k = load_rows(k_source, begin + n, h, strides[4], strides[5], begin + length, D, BD, BN, INSIDE, HOW[1])
+    v = load_rows(v_source, begin + n, h, strides[7], strides[8], begin + length, DV, BDV, BN, INSIDE, HOW[1])
+    ready, factor = scaled(q, factors[0])
     s = product(ready, k, PRECISION)
     dp = product(do, v, PRECISION)
-    p = tl.exp2(s * factor - lse[:, None])
+    keys = n + tl.arange(0, BN)
+    place = keys
+    happened = keys
+    if bias is not None:
+        place, happened = key_side(bias, keys, row, begin, length, side[2])
+        s = biased(s * factor, bias, side[3], side[0][:, None] - place[None, :],
+                   side[1][:, None] - happened[None, :], KIND[5])
+        factor = 1.0
+    if KIND[5]:
+        _, p = activated_with_slope(s * factor, KIND[5], q.dtype == tl.bfloat16)
+    else:
+        p = tl.exp2(s * factor - lse[:, None])
+    seen = inside[:, None]
     if not INSIDE:
-        p = tl.where(visible(at[:, None], n + tl.arange(0, BN)[None, :], row, MASK), p, 0.0)
-    if DROP:
-        keys = key_bits(dropped[0], begin + n + tl.arange(0, BN))
-        dp = tl.where(mixed(events[:, None] ^ keys[None, :]) >= dropped[1], dp * dropped[2], 0.0)
-    ds = p * (dp - delta[:, None])
+        shown = visible(at[:, None], keys[None, :], row, KIND[0])
+        p = tl.where(shown, p, 0.0)
+        seen &= shown
+    if dropped[0] is not None:
+        bits = key_bits(dropped[0], begin + keys)
+        dp = tl.where(mixed(events[:, None] ^ bits[None, :]) >= dropped[1], dp * dropped[2], 0.0)
+    ds = p * dp if KIND[5] else p * (dp - delta[:, None])
+    if sums is not None:
+        add_to_tables(ds, sums, bias, side, place, happened, seen, share(factors[1], row[4], KIND[6]), KIND[3])
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["T", "count"])
-def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, sums, dq_target, plan, count, T,
-                scale, H, strides, limits, counts, dropped, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
-                BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
-    """The gradient of the queries of a tile; on the way delta, the sum of out · grad of each, for `_backward_kv`.
+def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, sums, dq_target, tables, plan, count, T,
+                factors, H, strides, limits, counts, dropped, bias, D: tl.constexpr, DV: tl.constexpr,
+                BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr,
+                HOW: tl.constexpr):
+    """The gradient of the queries of a tile, and what they add to those of tables.
 
-    sums: `_folded` terms (T, H, 16), in float32 delta (H, T).
+    Of a softmax on the way delta, the sum of out · grad of each, for `_backward_kv`; sums: `_folded` terms (T, H, 16),
+    or else delta (H, T).
     """
     MASK: tl.constexpr = KIND[0]
-    PRECISION: tl.constexpr = HOW[0]
-    TMA: tl.constexpr = HOW[1]
-    DROP: tl.constexpr = dropped[0] is not None
     h, first, row, begin, m_row, other, length = find_tile(plan, count, H, KIND[1], HOW[2], MASK == 1)
     if first >= m_row:
         return
@@ -147,38 +177,52 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, s
     limit = begin + m_row
     q = load_queries(q_source, row, begin, first, h, strides, m_row, D, BD, BM, False, False, KIND[2])
     do = load_rows(grad, start, h, H * DV, DV, limit, DV, BDV, BM, False, False)
-    o = load_rows(out, start, h, H * DV, DV, limit, DV, BDV, BM, False, False)
+    lse = tl.zeros([BM], tl.float32)
+    delta = lse
+    if not KIND[5]:
+        o = load_rows(out, start, h, H * DV, DV, limit, DV, BDV, BM, False, False)
+        lse, delta = _sums_of_queries(o, do, lse_source, grad_lse, sums, tl.cast(h, tl.int64) * T + start, inside,
+                                      start, h, H, limit, factors[0], BM, HOW)
+    dq = tl.zeros([BM, BD], tl.float32)
+    events = step
+    if dropped[0] is not None:
+        events = query_bits(dropped[0], h, start + step)
+    side = queries_of_tile(bias, at, mask, start + step, inside, other, length, h)
+    g = h // KIND[4]
+    for i in range(blocks[0], blocks[1]):
+        dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, i * BN, g, other, strides, length,
+                          factors, dropped, events, bias, side, inside, tables, D, DV, BD, BDV, BN, True, KIND, HOW)
+    for i in range(0, blocks[2]):
+        n = other_block(i, blocks, MASK) * BN
+        dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, n, g, other, strides, length,
+                          factors, dropped, events, bias, side, inside, tables, D, DV, BD, BDV, BN, False, KIND, HOW)
+    store_rows(dq_target, dq * slope_of(factors, mask[4], KIND), start, h, H, limit, D, BD, BM)
+
+
+@triton.jit
+def _sums_of_queries(o, do, lse_source, grad_lse, sums, of_tile, inside, start, h, H, limit, scale, BM: tl.constexpr,
+                     HOW: tl.constexpr):
+    """The log-sum-exp and delta of a tile's queries, which are stored for `_backward_kv` too."""
+    PRECISION: tl.constexpr = HOW[0]
+    step = tl.arange(0, BM)
     if do.dtype == tl.float32:  # rounded as `dp` is, so that one key alone gets a gradient of exactly 0
         delta = tl.sum(tl.where(step[:, None] == step[None, :], product(do, o, PRECISION), 0.0), 1)
     else:
         delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    of_tile = tl.cast(h, tl.int64) * T + start + step
     if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
-        delta -= base_2(tl.load(grad_lse + of_tile, mask=inside, other=0.0))
-    lse = tl.load(lse_source + of_tile, mask=inside, other=0.0)
+        delta -= base_2(tl.load(grad_lse + of_tile + step, mask=inside, other=0.0))
+    lse = tl.load(lse_source + of_tile + step, mask=inside, other=0.0)
     if HOW[3]:
         finite = tl.where(lse == float("-inf"), 0.0, lse)  # of a query that sees no key
         store_rows(sums, _folded(finite, delta, scale, sums.dtype.element_ty, BM), start, h, H, limit, 16, 16, BM)
     else:
-        tl.store(sums + of_tile, delta, mask=inside)
-    dq = tl.zeros([BM, BD], tl.float32)
-    events = step
-    if DROP:
-        events = query_bits(dropped[0], h, start + step)
-    g = h // KIND[4]
-    for i in range(blocks[0], blocks[1]):
-        dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, i * BN, g, other, strides, length,
-                          scale, dropped, events, D, DV, BD, BDV, BN, True, MASK, PRECISION, TMA, DROP)
-    for i in range(0, blocks[2]):
-        n = other_block(i, blocks, MASK) * BN
-        dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, n, g, other, strides, length,
-                          scale, dropped, events, D, DV, BD, BDV, BN, False, MASK, PRECISION, TMA, DROP)
-    store_rows(dq_target, dq * natural(scale), start, h, H, limit, D, BD, BM)
+        tl.store(sums + of_tile + step, delta, mask=inside)
+    return lse, delta
 
 
 @triton.jit
-def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin, ends, strides, scale, dropped, events,
-               D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr,
+def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin, ends, strides, factors, dropped, events,
+               bias, side, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr,
                INSIDE: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """Add what one block of queries gives to the gradients of a tile's keys and values.
 
@@ -193,73 +237,85 @@ def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin
     else:
         q = load_rows(source[0], begin + m, h, strides[1], strides[2], limit, D, BD, BM, INSIDE, TMA)
     do = load_rows(source[1], begin + m, h, H * DV, DV, limit, DV, BDV, BM, INSIDE, TMA)
-    ready, factor = scaled(q, scale)
+    ready, factor = scaled(q, factors[0])
     if HOW[3]:
         terms = load_rows(source[2], begin + m, h, H * 16, 16, limit, 16, 16, BM, INSIDE, TMA)
         x = tl.dot(k, ready.T, tl.dot(take[0], terms.T)) * factor
     else:
-        lse = tl.load(lse_source + step, mask=step < m_row, other=0.0)
-        x = product(k, ready, PRECISION) * factor - lse[None, :]
-    if MASKED:
-        x = tl.where(visible((step + shift)[None, :], keys[:, None], row, KIND[0]), x, float("-inf"))
-    p = tl.exp2(x)
+        x = product(k, ready, PRECISION) * factor
+        if bias is not None:
+            stand, asked = query_side(bias, step + shift, row, begin + step, step < m_row, side[2])
+            x = biased(x, bias, h, stand[None, :] - side[0][:, None], asked[None, :] - side[1][:, None], KIND[5])
+        if not KIND[5]:
+            x -= tl.load(lse_source + step, mask=step < m_row, other=0.0)[None, :]
+    if KIND[5]:
+        p, slope = activated_with_slope(x, KIND[5], q.dtype == tl.bfloat16)
+        if MASKED:
+            shown = visible((step + shift)[None, :], keys[:, None], row, KIND[0])
+            p = tl.where(shown, p, 0.0)
+            slope = tl.where(shown, slope, 0.0)
+    else:
+        if MASKED:
+            x = tl.where(visible((step + shift)[None, :], keys[:, None], row, KIND[0]), x, float("-inf"))
+        p = tl.exp2(x)
+        slope = p
     if HOW[3]:
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
         ds = p * tl.dot(v, do.T, tl.dot(take[1], terms.T))
     else:
         dp = product(v, do, PRECISION)
-        kept = p
         if dropped[0] is not None:
             queries = query_bits(dropped[0], h, begin + step)
             stays = mixed(queries[None, :] ^ events[:, None]) >= dropped[1]
-            kept = tl.where(stays, p * dropped[2], 0.0)
+            p = tl.where(stays, p * dropped[2], 0.0)
             dp = tl.where(stays, dp * dropped[2], 0.0)
-        dv = tl.dot(kept.to(do.dtype), do, dv, input_precision=PRECISION)
-        delta = tl.load(source[2] + step, mask=step < m_row, other=0.0)
-        ds = p * (dp - delta[None, :])
+        dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+        if not KIND[5]:
+            dp -= tl.load(source[2] + step, mask=step < m_row, other=0.0)[None, :]
+        ds = slope * dp
     return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
 
 
 @triton.jit
-def _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, row, span, h, H, T, begin, ends, strides, scale,
-                     dropped, events, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
-                     BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
+def _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, row, span, h, H, T, begin, ends, strides, factors,
+                     dropped, events, bias, side, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
+                     BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """Add what the queries of one head give."""
     b0, b1, u0, u1, first = span
     of_row = tl.cast(h, tl.int64) * T + begin
     lse += of_row
-    if not HOW[3]:
+    if not HOW[3] and not KIND[5]:
         blocks = (blocks[0], blocks[1], blocks[2] + of_row)
         whole = (whole[0], whole[1], whole[2] + of_row)
     if KIND[0] == 2 or (KIND[0] == 1 and not KIND[1]):
         for i in range(u0, u1):
-            dk, dv = _key_block(k, v, dk, dv, blocks, lse, take, keys, row, i * BM, h, H, begin, ends, strides, scale,
-                                dropped, events, D, DV, BD, BDV, BM, True, False, HOW[1], KIND, HOW)
+            dk, dv = _key_block(k, v, dk, dv, blocks, lse, take, keys, row, i * BM, h, H, begin, ends, strides, factors,
+                                dropped, events, bias, side, D, DV, BD, BDV, BM, True, False, HOW[1], KIND, HOW)
         for i in range(0, b1 - b0 - (u1 - u0)):
             m = b0 + i
             if m >= u0:
                 m += u1 - u0
-            dk, dv = _key_block(k, v, dk, dv, whole, lse, take, keys, row, m * BM, h, H, begin, ends, strides, scale,
-                                dropped, events, D, DV, BD, BDV, BM, False, True, False, KIND, HOW)
+            dk, dv = _key_block(k, v, dk, dv, whole, lse, take, keys, row, m * BM, h, H, begin, ends, strides, factors,
+                                dropped, events, bias, side, D, DV, BD, BDV, BM, False, True, False, KIND, HOW)
     else:  # what needs a mask or ends with the row is known beforehand, and a second loop would cost registers
         past = first + BN if KIND[0] == 1 else 0
         tail = tl.maximum(ends[0] // BM * BM, past)
         for m in range(past, tail, BM):
-            dk, dv = _key_block(k, v, dk, dv, blocks, lse, take, keys, row, m, h, H, begin, ends, strides, scale,
-                                dropped, events, D, DV, BD, BDV, BM, True, False, HOW[1], KIND, HOW)
+            dk, dv = _key_block(k, v, dk, dv, blocks, lse, take, keys, row, m, h, H, begin, ends, strides, factors,
+                                dropped, events, bias, side, D, DV, BD, BDV, BM, True, False, HOW[1], KIND, HOW)
         if tail < ends[0]:
-            dk, dv = _key_block(k, v, dk, dv, whole, lse, take, keys, row, tail, h, H, begin, ends, strides, scale,
-                                dropped, events, D, DV, BD, BDV, BM, False, False, False, KIND, HOW)
+            dk, dv = _key_block(k, v, dk, dv, whole, lse, take, keys, row, tail, h, H, begin, ends, strides, factors,
+                                dropped, events, bias, side, D, DV, BD, BDV, BM, False, False, False, KIND, HOW)
         if KIND[0] == 1:
             for i in tl.static_range(0, BN, BM):
                 dk, dv = _key_block(k, v, dk, dv, whole, lse, take, keys, row, first + i, h, H, begin, ends, strides,
-                                    scale, dropped, events, D, DV, BD, BDV, BM, False, True, False, KIND, HOW)
+                                    factors, dropped, events, bias, side, D, DV, BD, BDV, BM, False, True, False, KIND, HOW)
     return dk, dv
 
 
 @triton.jit(do_not_specialize=["T", "count"])
-def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target, dv_target, plan, count, T, scale, H,
-                 strides, limits, counts, dropped, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
+def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target, dv_target, plan, count, T, factors, H,
+                 strides, limits, counts, dropped, bias, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
                  BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """The gradients of the keys and values of a tile, from the one range of queries that can see them.
 
@@ -282,6 +338,7 @@ def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target
     events = keys
     if dropped[0] is not None:
         events = key_bits(dropped[0], begin + keys)
+    side = keys_of_tile(bias, keys, mask, begin, length)
     take = (keys, keys)
     if HOW[3]:  # which of the terms are for scores, and which for gradients
         column = tl.arange(0, 16)[None, :] + tl.zeros([BN, 1], tl.int32)
@@ -294,10 +351,11 @@ def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target
     ends = (m_row, length - m_row)
     if GROUP == 1:  # no loop, which would cost registers
         dk, dv = _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, mask, span, g, H, T, other, ends,
-                                  strides, scale, dropped, events, D, DV, BD, BDV, BM, BN, KIND, HOW)
+                                  strides, factors, dropped, events, bias, side, D, DV, BD, BDV, BM, BN, KIND, HOW)
     else:
         for h in range(g * GROUP, g * GROUP + GROUP):
             dk, dv = _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, mask, span, h, H, T, other, ends,
-                                      strides, scale, dropped, events, D, DV, BD, BDV, BM, BN, KIND, HOW)
-    store_rows(dk_target, dk * natural(scale), begin + first, g, H // GROUP, begin + length, D, BD, BN)
+                                      strides, factors, dropped, events, bias, side, D, DV, BD, BDV, BM, BN, KIND, HOW)
+    dv *= share(factors[1], mask[4], KIND[6]) if KIND[5] else 1.0
+    store_rows(dk_target, dk * slope_of(factors, mask[4], KIND), begin + first, g, H // GROUP, begin + length, D, BD, BN)
     store_rows(dv_target, dv, begin + first, g, H // GROUP, begin + length, DV, BDV, BN)

@@ -15,7 +15,6 @@ from torch import Tensor
 from .plan import Sizes, block_width, describable, descriptor
 from .problem import Problem
 from .tile import (
-    LOG2_E,
     base_2,
     key_bits,
     load_rows,
@@ -41,7 +40,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _backward[(rows * heads,)](
         q, *keys, *results, *grads, *gradients, problem.keys, count, rows * count,
-        problem.scale * LOG2_E, heads, strides(q, k, v), problem.limits, problem.counts, problem.dropped,
+        problem.factor, heads, strides(q, k, v), problem.limits, problem.counts, problem.dropped,
         width, v.shape[2], (block_width(width), block_width(v.shape[2]), sizes.tile, sizes.block),
         (problem.kind, problem.per_row), (precision(), tma), num_warps=sizes.warps, num_stages=sizes.stages)
 

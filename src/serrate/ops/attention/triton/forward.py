@@ -11,7 +11,6 @@ from torch import Tensor
 from .plan import Plan, block_width, describable, descriptor
 from .problem import Problem
 from .tile import (
-    LOG2_E,
     find_tile,
     key_bits,
     key_blocks,
@@ -28,6 +27,7 @@ from .tile import (
     strides,
     visible,
 )
+from .weigh import activated, biased, key_side, kind, of_bias, queries_of_tile, share, share_of
 
 
 def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequence[Tensor]) -> None:
@@ -43,44 +43,58 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _forward[(count * heads,)](
-        q, *keys, *results, tiles, count, results[1].shape[1], problem.scale * LOG2_E,
-        heads, strides(q, k, v), problem.limits, problem.counts, problem.dropped, width, v.shape[2],
-        block_width(width), block_width(v.shape[2]), sizes.tile, sizes.block,
-        (problem.kind, problem.self_attention, problem.dense, problem.per_row, heads // k.shape[1]),
+        q, *keys, *results, tiles, count, q.numel() // (heads * width), (problem.factor, share_of(problem)), heads,
+        strides(q, k, v), problem.limits, problem.counts, problem.dropped, of_bias(problem), width, v.shape[2],
+        block_width(width), block_width(v.shape[2]), sizes.tile, sizes.block, kind(problem, heads // k.shape[1]),
         (precision(), tma, plan.tiling.heads_first), num_warps=sizes.warps, num_stages=sizes.stages)
 
 
 @triton.jit
-def _block(q, m, total, acc, k_source, v_source, at, row, n, h, begin, strides, length, scale, dropped, events,
-           D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr,
-           INSIDE: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, DROP: tl.constexpr):
-    """Let the queries of a tile see one block of keys: the running maximum, sum and weighted values."""
-    k = load_rows(k_source, begin + n, h, strides[4], strides[5], begin + length, D, BD, BN, INSIDE, TMA)
-    v = load_rows(v_source, begin + n, h, strides[7], strides[8], begin + length, DV, BDV, BN, INSIDE, TMA)
+def _block(q, m, total, acc, k_source, v_source, at, row, n, h, begin, strides, length, scale, dropped, events, bias,
+           side, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr,
+           INSIDE: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
+    """Let the queries of a tile see one block of keys: the running maximum, sum and weighted values.
+
+    h: head of the keys; side: of the queries, see `weigh.query_side`, and their head.
+    """
+    PRECISION: tl.constexpr = HOW[0]
+    k = load_rows(k_source, begin + n, h, strides[4], strides[5], begin + length, D, BD, BN, INSIDE, HOW[1])
+    v = load_rows(v_source, begin + n, h, strides[7], strides[8], begin + length, DV, BDV, BN, INSIDE, HOW[1])
     q, scale = scaled(q, scale)
     s = product(q, k, PRECISION)
-    if not INSIDE:
-        s = tl.where(visible(at[:, None], n + tl.arange(0, BN)[None, :], row, MASK), s, float("-inf"))
-    top = tl.maximum(m, tl.max(s, 1) * scale)
-    p = tl.exp2(s * scale - top[:, None])
-    shrink = tl.exp2(m - top)
-    total = total * shrink + tl.sum(p, 1)
-    if DROP:
-        keys = key_bits(dropped[0], begin + n + tl.arange(0, BN))
-        p = tl.where(mixed(events[:, None] ^ keys[None, :]) >= dropped[1], p * dropped[2], 0.0)
-    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-    return top, total, acc
+    keys = n + tl.arange(0, BN)
+    if bias is not None or KIND[5]:
+        s = s * scale
+        scale = 1.0
+    if bias is not None:
+        place, happened = key_side(bias, keys, row, begin, length, side[2])
+        s = biased(s, bias, side[3], side[0][:, None] - place[None, :], side[1][:, None] - happened[None, :], KIND[5])
+    if KIND[5]:
+        p = activated(s, KIND[5], v.dtype == tl.bfloat16)
+        if not INSIDE:
+            p = tl.where(visible(at[:, None], keys[None, :], row, KIND[0]), p, 0.0)
+    else:
+        if not INSIDE:
+            s = tl.where(visible(at[:, None], keys[None, :], row, KIND[0]), s, float("-inf"))
+        top = tl.maximum(m, tl.max(s, 1) * scale)
+        p = tl.exp2(s * scale - top[:, None])
+        shrink = tl.exp2(m - top)
+        total = total * shrink + tl.sum(p, 1)
+        acc *= shrink[:, None]
+        m = top
+    if dropped[0] is not None:
+        bits = key_bits(dropped[0], begin + keys)
+        p = tl.where(mixed(events[:, None] ^ bits[None, :]) >= dropped[1], p * dropped[2], 0.0)
+    acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    return m, total, acc
 
 
 @triton.jit(do_not_specialize=["T", "count"])
-def _forward(q_source, k_source, v_source, out, lse, plan, count, T, scale, H, strides, limits, counts, dropped,
-             D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr,
+def _forward(q_source, k_source, v_source, out, lse, plan, count, T, factors, H, strides, limits, counts, dropped,
+             bias, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr,
              BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """Attend from the BM queries of a tile to the keys of their row."""
     MASK: tl.constexpr = KIND[0]
-    PRECISION: tl.constexpr = HOW[0]
-    TMA: tl.constexpr = HOW[1]
-    DROP: tl.constexpr = dropped[0] is not None
     h, first, row, begin, m_row, other, length = find_tile(plan, count, H, KIND[1], HOW[2], MASK == 1)
     if first >= m_row:
         return
@@ -93,19 +107,24 @@ def _forward(q_source, k_source, v_source, out, lse, plan, count, T, scale, H, s
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BDV], tl.float32)
     events = step
-    if DROP:
+    if dropped[0] is not None:
         events = query_bits(dropped[0], h, begin + first + step)
+    side = queries_of_tile(bias, at, mask, begin + first + step, first + step < m_row, other, length, h)
     g = h // KIND[4]
     for i in range(blocks[0], blocks[1]):
-        m, total, acc = _block(q, m, total, acc, k_source, v_source, at, mask, i * BN, g, other, strides, length, scale,
-                               dropped, events, D, DV, BD, BDV, BN, True, MASK, PRECISION, TMA, DROP)
+        m, total, acc = _block(q, m, total, acc, k_source, v_source, at, mask, i * BN, g, other, strides, length,
+                               factors[0], dropped, events, bias, side, D, DV, BD, BDV, BN, True, KIND, HOW)
     for i in range(0, blocks[2]):
         n = other_block(i, blocks, MASK) * BN
-        m, total, acc = _block(q, m, total, acc, k_source, v_source, at, mask, n, g, other, strides, length, scale,
-                               dropped, events, D, DV, BD, BDV, BN, False, MASK, PRECISION, TMA, DROP)
-    if MASK == 2 or not KIND[1]:  # a query may have seen no key
-        blind = total == 0.0
-        m = tl.where(blind, float("-inf"), m)
-        total = tl.where(blind, 1.0, total)
-    tl.store(lse + tl.cast(h, tl.int64) * T + begin + first + step, m + tl.log2(total), mask=first + step < m_row)
-    store_rows(out, acc * (1.0 / total)[:, None], begin + first, h, H, begin + m_row, DV, BDV, BM)
+        m, total, acc = _block(q, m, total, acc, k_source, v_source, at, mask, n, g, other, strides, length,
+                               factors[0], dropped, events, bias, side, D, DV, BD, BDV, BN, False, KIND, HOW)
+    if KIND[5]:
+        acc *= share(factors[1], mask[4], KIND[6])
+    else:
+        if MASK == 2 or not KIND[1]:  # a query may have seen no key
+            blind = total == 0.0
+            m = tl.where(blind, float("-inf"), m)
+            total = tl.where(blind, 1.0, total)
+        tl.store(lse + tl.cast(h, tl.int64) * T + begin + first + step, m + tl.log2(total), mask=first + step < m_row)
+        acc *= (1.0 / total)[:, None]
+    store_rows(out, acc, begin + first, h, H, begin + m_row, DV, BDV, BM)

@@ -60,13 +60,15 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     if q.dtype == torch.float32:
         return _of_float32(width, heads_first)
     tma = width in (64, 128) and events >= WORTH_DESCRIBING
-    if problem.dense and q.shape[1] <= 64 and width <= 128 and rows * heads >= 256:  # enough to fill a device
+    softmax = not problem.pointwise
+    few = problem.dense and q.shape[1] <= 64 and width <= 128 and rows * heads >= 256  # enough to fill a device
+    if few and softmax and not problem.tables:
         return _of_few_queries(min(64, block_width(q.shape[1])), own_heads, tma)
-    if problem.plain and own_heads and width <= 64 <= q.shape[0] < 48 * rows:
+    if problem.plain and softmax and own_heads and width <= 64 <= q.shape[0] < 48 * rows:
         return _of_short_rows(width)
-    if tma and problem.plain and on_hopper(q, k, v):
+    if tma and problem.plain and softmax and on_hopper(q, k, v):
         return _on_hopper(width, heads_first, own_heads)
-    return _of_any(width, heads_first, tma, problem.kind, problem.plain)
+    return _of_any(width, heads_first, tma, problem.kind, problem.plain and softmax)
 
 
 @lru_cache

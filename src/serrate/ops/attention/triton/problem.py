@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from ..api import Rows, Settings
+from ..bias import Bias
 from ..dropout import threshold
 
 FULL, CAUSAL, GENERAL = 0, 1, 2  # kinds of mask: each has code of its own in the kernels
 NO_LIMIT = 2**30  # longer than any row
+LOG2_E = 1.4426950408889634
+ACTIVATIONS = ("softmax", "silu", "gelu", "relu_squared", "identity")
 _SELF, _CROSS, _DENSE = 0, 1, 2
 
 
@@ -17,7 +20,9 @@ class Problem(NamedTuple):
     """A call as the kernels take it.
 
     queries: offsets, the same object as `keys` in self-attention, None for dense ones; context, targets: `(B,)`, both
-    or neither; seed: () int64 or None; kind of the mask, its reach to the left and right and its block.
+    or neither; seed: () int64 or None; kind of the mask, its reach to the left and right and its block; which of the
+    `ACTIVATIONS`, what it is divided by (0: the length of the history); tables of bias `(H, …)` or `(1, …)` and times
+    of queries and keys, each None where there is none.
     """
 
     queries: Tensor | None
@@ -29,6 +34,12 @@ class Problem(NamedTuple):
     limits: tuple[int, int, int]
     scale: float
     dropout: float
+    activation: int = 0
+    normaliser: float = 1.0
+    position: Tensor | None = None
+    time: Tensor | None = None
+    query_times: Tensor | None = None
+    key_times: Tensor | None = None
 
     @property
     def dense(self) -> bool:
@@ -47,8 +58,23 @@ class Problem(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether this is self-attention, causal or not, with nothing else asked for."""
-        return self.self_attention and self.kind != GENERAL and self.seed is None
+        """Whether this is self-attention, causal or not, softmax or pointwise, with nothing else asked for."""
+        return self.self_attention and self.kind != GENERAL and self.seed is None and not self.tables
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether weights follow each from its own score, so that there is no log-sum-exp."""
+        return self.activation > 0
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """The tables of bias that there are."""
+        return [table for table in (self.position, self.time) if table is not None]
+
+    @property
+    def factor(self) -> float:
+        """What products are multiplied by: a softmax counts in base 2."""
+        return self.scale if self.pointwise else self.scale * LOG2_E
 
     @property
     def counts(self) -> tuple[Tensor | None, Tensor | None]:
@@ -60,24 +86,31 @@ class Problem(NamedTuple):
         """The seed, the number below which a hash means that a weight is dropped, the factor of those that stay."""
         return self.seed, threshold(self.dropout), 1 / (1 - self.dropout)
 
-    def as_arguments(self) -> tuple[list[Tensor], list[int], list[float]]:
-        """Return the same as types that an operator takes; see `from_arguments`."""
+    def as_arguments(self) -> tuple[list[Tensor], list[Tensor], list[int], list[float]]:
+        """Return the same as types that an operator takes, the tables first; see `from_arguments`."""
         shape = _SELF if self.queries is self.keys else _DENSE if self.dense else _CROSS
-        index = [self.queries if shape == _CROSS else None, self.context, self.targets, self.seed]
-        there = [int(each is not None) for each in index]
+        index = [self.queries if shape == _CROSS else None, self.context, self.targets, self.seed, self.query_times,
+                 self.key_times]
+        there = [int(each is not None) for each in (self.position, self.time, *index)]
         given = [self.keys, *(each for each in index if each is not None)]
-        return given, [shape, self.kind, *self.limits, *there], [self.scale, self.dropout]
+        return (self.tables, given, [shape, self.kind, *self.limits, self.activation, *there],
+                [self.scale, self.dropout, self.normaliser])
 
 
-def from_arguments(given: list[Tensor], numbers: list[int], factors: list[float]) -> Problem:
+def from_arguments(tables: list[Tensor], given: list[Tensor], numbers: list[int], factors: list[float]) -> Problem:
     """Return the problem that `as_arguments` took apart."""
     keys, *others = given
-    shape, kind, left, right, block, *there = numbers
-    following = iter(others)
-    queries, context, targets, seed = (next(following) if each else None for each in there)
-    scale, dropout = factors
+    shape, kind, left, right, block, activation, *there = numbers
+    following = iter([*tables, *others])
+    position, time, queries, context, targets, seed, *times = (next(following) if each else None for each in there)
+    scale, dropout, normaliser = factors
     return Problem(keys if shape == _SELF else queries, keys, context, targets, seed, kind, (left, right, block),
-                   scale, dropout)
+                   scale, dropout, activation, normaliser, position, time, *times)
+
+
+def is_pointwise(numbers: list[int]) -> bool:
+    """Return `Problem.pointwise` of the numbers that `as_arguments` gives."""
+    return numbers[5] > 0
 
 
 def make_problem(rows: Rows, settings: Settings) -> Problem:
@@ -91,5 +124,8 @@ def make_problem(rows: Rows, settings: Settings) -> Problem:
         context = targets = None
     kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
     left, right, block = (NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
+    weights, bias = settings.weights, settings.bias or Bias()
+    normaliser = 0.0 if weights.normaliser == "length" else float(weights.normaliser or 1.0)
     return Problem(rows.queries, rows.keys, context, targets, settings.seed, kind, (left, right, block),
-                   settings.scale, settings.weights.dropout)
+                   settings.scale, weights.dropout, ACTIVATIONS.index(weights.activation), normaliser, bias.position,
+                   bias.time, bias.query_times, bias.key_times)

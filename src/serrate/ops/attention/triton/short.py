@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .plan import Plan, Sizes, block_width
 from .problem import CAUSAL, Problem
-from .tile import LOG2_E, base_2, load_rows, natural, store_rows, strides
+from .tile import base_2, load_rows, natural, store_rows, strides
 
 
 def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequence[Tensor]) -> None:
@@ -47,7 +47,7 @@ def _numbers(inputs: Sequence[Tensor], problem: Problem, sizes: Sizes) -> tuple:
     """What both kernels take after their tensors."""
     q, k, v = inputs
     events, heads, width = q.shape
-    return (events, problem.scale * LOG2_E, heads, strides(q, k, v), width, v.shape[2], block_width(width),
+    return (events, problem.factor, heads, strides(q, k, v), width, v.shape[2], block_width(width),
             block_width(v.shape[2]), sizes.tile, sizes.block, problem.kind == CAUSAL)
 
 

@@ -10,8 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LOG2_E = 1.4426950408889634
-
 
 def precision() -> str:
     """Return how products of float32 are computed; it makes no difference to half precision."""
