@@ -1,5 +1,6 @@
 """The HSTU layer against its equations, written as loops over rows, heads, queries and keys."""
 
+import gc
 import math
 
 import pytest
@@ -8,11 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from serrate.errors import InvalidArgument
 from serrate.jagged import JaggedTensor
 from serrate.nn import HSTULayer, HSTUOptions
-from serrate.ops.attention import Mask
+from serrate.ops.attention import Call, Mask
+from serrate.ops.select import choose
 from serrate.testing import JaggedCase, jagged_cases
 
 CASES = pytest.mark.parametrize("case", [case for case in jagged_cases() if sum(case.lengths) < 100], ids=str)
@@ -25,6 +29,7 @@ OPTIONS = {
     "widths": HSTUOptions(key_width=5, value_width=4, normaliser="length", scale=0.4, time_buckets=9, dropout=0.0),
     "per head": HSTUOptions(position_reach=3, time_buckets=30, bias_per_head=True, dropout=0.0),
     "softmax": HSTUOptions(activation="softmax", position_reach=5, scale=-0.7, dropout=0.0),
+    "norm per head": HSTUOptions(normaliser=50.0, value_width=4, position_reach=3, norm_per_head=True, dropout=0.0),
     "recomputed": HSTUOptions(normaliser=50.0, position_reach=4, time_buckets=50, dropout=0.0, recompute=True),
 }
 
@@ -78,7 +83,8 @@ def by_hand(module: HSTULayer, row: Tensor, asked: list[int], happened: list[int
                                   + bias(module, h, i - j, asked[i] - happened[j]) for j in range(i + 1)])
             found.append(weighed(options, scores, n) @ v[:i + 1, of_values])
         heads.append(torch.stack(found))
-    return row + module.project_out(normed(torch.cat(heads, 1)) * u)
+    attended = torch.cat([normed(head) for head in heads], 1) if options.norm_per_head else normed(torch.cat(heads, 1))
+    return row + module.project_out(attended * u)
 
 
 def bias(module: HSTULayer, head: int, distance: int, seconds: int) -> Tensor:
@@ -206,7 +212,7 @@ def test_a_row_depends_on_nothing_but_itself(normaliser):
         torch.testing.assert_close(result.values, whole[row], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["paper", "per head", "softmax", "recomputed"])
+@pytest.mark.parametrize("name", ["paper", "per head", "softmax", "norm per head", "recomputed"])
 def test_every_parameter_learns(name):
     module, x = layer(OPTIONS[name]), batch(JaggedCase("", (7, 12, 3)))
     asked, happened = times(x)
@@ -262,7 +268,7 @@ def test_dropout_of_attention_keeps_the_mean():
     torch.manual_seed(0)
     x = JaggedCase("", (30,)).make((WIDTH,), torch.float64)
     module = layer(HSTUOptions(attention_dropout=0.5, dropout=0.0))
-    module.finish = lambda values, attended, gate: attended.flatten(1)  # before the norm, which is not linear
+    module.finish = lambda values, attended, *_: attended.flatten(1)  # before the norm, which is not linear
     exact = module.eval()(x).values
     drawn = torch.stack([module.train()(x).values.detach() for _ in range(400)])
     assert not torch.equal(drawn[0], drawn[1])
@@ -277,7 +283,7 @@ def test_a_new_layer_is_near_the_identity_and_as_wide_as_told():
     assert shapes == {"project_in.weight": (2 * 64 + 2 * 32, 64), "project_out.weight": (64, 64),
                       "project_out.bias": (64,), "position_bias": (19,), "time_bias": (129,)}
     for name, spread in (("project_in.weight", 0.02), ("time_bias", 0.02), ("project_out.weight", (2 / 128) ** 0.5)):
-        assert float(module.get_parameter(name).std()) == pytest.approx(spread, rel=0.25)
+        assert float(module.get_parameter(name).detach().std()) == pytest.approx(spread, rel=0.25)
     per_head = HSTULayer(64, 4, HSTUOptions(position_reach=10, time_buckets=5, bias_per_head=True))
     assert (per_head.position_bias.shape, per_head.time_bias.shape) == ((4, 19), (4, 5))
 
@@ -288,7 +294,83 @@ def test_under_autocast_the_residual_stays_wide():
     with torch.autocast("cpu", torch.bfloat16):
         result = module(x).values
     assert result.dtype == torch.float32
-    assert 0 < float((result - exact).abs().max()) < 0.1
+    assert 0 < float((result - exact).detach().abs().max()) < 0.1
+
+
+# --- what the backward pass keeps ---
+
+
+class Living(TorchDispatchMode):
+    """Notes the memory of every tensor that an operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for made in torch.utils._pytree.tree_leaves(result):
+            if isinstance(made, Tensor):
+                storage = made.untyped_storage()
+                self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+    def bytes(self) -> int:
+        """Return how much of it is still held."""
+        return sum(size for storage, size in self.made.values() if not storage.expired())
+
+
+def bytes_kept(module: HSTULayer, events: int, dtype: torch.dtype) -> int:
+    """Return how many bytes are held from the forward pass of one row on, its result apart and its events included."""
+    width = module.project_in.in_features
+    start = torch.randn(events, width, dtype=dtype, requires_grad=True)
+    with Living() as living:
+        result = module(JaggedTensor.from_lengths(start * 1.0, torch.tensor([events]))).values
+        gc.collect()
+        held = living.bytes() - result.untyped_storage().nbytes()
+    torch.autograd.grad(result.float().square().sum(), [start, *module.parameters()])  # and it suffices
+    return held
+
+
+@pytest.mark.parametrize("activation", ["silu", "softmax"])
+@pytest.mark.parametrize(("recompute", "autocast", "most"), [
+    (False, False, 12), (True, False, 4), (False, True, 14), (True, True, 6)])
+def test_as_many_bytes_are_kept_as_is_said(activation, recompute, autocast, most):
+    width, heads = 64, 4
+    options = HSTUOptions(activation=activation, dropout=0.2, recompute=recompute)
+    module = HSTULayer(width, heads, options).to(torch.float32 if autocast else torch.bfloat16)
+    call = Call(torch.device("cpu"), torch.bfloat16, 16, 16, Mask(causal=True), pointwise=activation == "silu")
+    if choose("attention", call).implementation.name == "reference":
+        pytest.skip("the oracle of attention keeps all its scores")
+    few, many = 300, 900
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        less, more = (bytes_kept(module, events, torch.float32 if autocast else torch.bfloat16)
+                      for events in (few, many))
+    an_event = (more - less) / (many - few)
+    assert an_event <= most * width + 4 * heads  # the log-sum-exp
+    assert an_event >= most * width  # and what is said is what is kept
+
+
+# --- compiled ---
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiles_whole_and_once_for_all_lengths(recompute):
+    options = HSTUOptions(activation="softmax", dropout=0.0, recompute=recompute)  # served by an operator on the CPU
+    module = layer(options).float()
+
+    def loss(values: Tensor, offsets: Tensor) -> Tensor:
+        return module(JaggedTensor.trusted(values * 2, offsets)).values.square().sum()
+
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for lengths in ((5, 3), (2, 0, 7, 4), (30, 1, 1)):
+            x = JaggedCase("", lengths).make((WIDTH,))
+            leaves = [x.values.requires_grad_(), *module.parameters()]
+            eager = torch.autograd.grad(loss(x.values, x.offsets), leaves)
+            torch.testing.assert_close(torch.autograd.grad(compiled(x.values, x.offsets), leaves), eager,
+                                       rtol=1e-4, atol=1e-4)
 
 
 # --- errors ---

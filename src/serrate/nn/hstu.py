@@ -1,17 +1,20 @@
 """The HSTU layer: pointwise attention with relative bias, gated, in place of attention and feed-forward block."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import InvalidArgument
 from ..jagged import JaggedTensor
 from ..ops.attention import Bias, Mask, Weights, attention
 from ..ops.attention.weights import Activation
+from ..ops.norm_gate import norm_gate
+from .recompute import Recompute
 
 EPS = 1e-6  # of both norms
 _SPREAD = 0.02  # standard deviation of new projections and tables
@@ -33,7 +36,8 @@ class HSTUOptions:
         time_buckets: `N`, entries of the table of bias by the time between query and key; 0: no such table.
         bias_per_head: whether each head has tables of its own.
         attention_dropout: share of the attention weights dropped in training.
-        recompute: keep the events alone for the backward pass, which computes the layer once more.
+        norm_per_head: whether what a head attended to is normalised apart from the other heads, as in DLRM-v3.
+        recompute: whether the backward pass repeats the product of the projection in, and keeps less: see `HSTULayer`.
     """
 
     key_width: int | None = None
@@ -46,7 +50,12 @@ class HSTUOptions:
     time_buckets: int = 0
     bias_per_head: bool = False
     attention_dropout: float = 0.0
+    norm_per_head: bool = False
     recompute: bool = False
+
+
+def _at_once(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    return function(*inputs)
 
 
 class HSTULayer(nn.Module):
@@ -54,6 +63,12 @@ class HSTULayer(nn.Module):
 
     Weights of attention are pointwise, `silu(scale · q kᵀ + bias) / normaliser`, and not a softmax, so that how much
     speaks for something is kept beside what does. Norms have no learned scale.
+
+    What the backward pass keeps of an event, in numbers where `H · D = H · Dv = E`: `x` (E), the projection before its
+    SiLU (4 E) and what was attended to (E). Norms, SiLU, gate and dropout are computed again from these, each once.
+    That is 12 E bytes in half precision, where the paper counts 14 E; under autocast `x` is float32 and it is 14 E.
+    With `recompute` the projection is computed again as well and 2 E numbers are kept: 4 E bytes, under autocast 6 E. A
+    softmax adds a float32 for each head. Under `torch.compile` the compiler decides what is kept.
 
     Args:
         width: `E`, the width of an event.
@@ -97,22 +112,23 @@ class HSTULayer(nn.Module):
         Raises:
             InvalidArgument: a table of times and no `key_times`.
         """
-        weights, bias = self.weights(x.device), self.bias(query_times, key_times)
-
-        def layer(values: Tensor) -> Tensor:
-            gate, v, q, k = self.project(values)
+        with Recompute(x.values, *self.parameters()) as again:
+            gate, v, q, k = self.project(x.values, again)
             attended = attention(q, k, v, x.offsets, mask=Mask(causal=True) if mask is None else mask,
-                                 weights=weights, bias=bias, scale=self.options.scale, longest=x.longest)
-            return self.finish(values, attended, gate)
+                                 weights=self.weights(x.device), bias=self.bias(query_times, key_times),
+                                 scale=self.options.scale, longest=x.longest)
+            return x.with_values(self.finish(x.values, attended, gate, again))
 
-        if self.options.recompute and torch.is_grad_enabled():
-            return x.with_values(checkpoint(layer, x.values, use_reentrant=False))
-        return x.with_values(layer(x.values))
+    def project(self, values: Tensor, again: Callable[..., Tensor] = _at_once) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return of events `(T, E)` gates `(T, H · Dv)`, values `(T, H, Dv)`, queries and keys `(T, H, D)`.
 
-    def project(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return of events `(T, E)` gates `(T, H · Dv)`, values `(T, H, Dv)`, queries and keys `(T, H, D)`."""
-        projected = F.silu(self.project_in(F.layer_norm(values, values.shape[-1:], eps=EPS)))
-        gate, v, q, k = projected.split(self.widths, -1)
+        `again` calls what the backward pass may repeat: a `Recompute`, or nothing of the kind.
+        """
+        device = values.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        normed = again(partial(norm_gate, gate=None, eps=EPS, dtype=low), values)
+        projected = again(self.project_in, normed) if self.options.recompute else self.project_in(normed)
+        gate, v, q, k = again(F.silu, projected).split(self.widths, -1)
         v, q, k = (part.unflatten(-1, (self.heads, -1)) for part in (v, q, k))
         return gate, v, q, k
 
@@ -130,11 +146,16 @@ class HSTULayer(nn.Module):
             raise InvalidArgument("key_times", "times of the events, as the layer has a table of times", None)
         return Bias(self.position_bias, self.time_bias, query_times, key_times)
 
-    def finish(self, values: Tensor, attended: Tensor, gate: Tensor) -> Tensor:
-        """Return the result `(T, E)` of events `(T, E)`, what they attended to `(T, H, Dv)` and gates `(T, H · Dv)`."""
-        attended = attended.flatten(-2)
-        gated = F.layer_norm(attended, attended.shape[-1:], eps=EPS) * gate
-        return values + self.project_out(F.dropout(gated, self.options.dropout, self.training))
+    def finish(self, values: Tensor, attended: Tensor, gate: Tensor, again: Callable[..., Tensor] = _at_once) -> Tensor:
+        """Return the result `(T, E)` of events `(T, E)`, what they attended to `(T, H, Dv)` and gates `(T, H · Dv)`.
+
+        Dropout draws from torch's generator of the device, in training only. For `again` see `project`.
+        """
+        options, rate = self.options, self.options.dropout if self.training else 0.0
+        seed = torch.randint(2**63 - 1, (), device=values.device) if rate else 0
+        exit_gate = partial(norm_gate, groups=self.heads if options.norm_per_head else 1, eps=EPS, dropout=rate,
+                            seed=seed)
+        return values + self.project_out(again(exit_gate, attended.flatten(-2), gate))
 
 
 def _table(*shape: int) -> nn.Parameter:
