@@ -351,6 +351,26 @@ def test_as_many_bytes_are_kept_as_is_said(activation, recompute, autocast, most
     assert an_event >= most * width  # and what is said is what is kept
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("recompute", "most"), [(False, 12), (True, 4)])
+def test_on_a_gpu_no_more_is_held_and_nothing_waits(recompute, most):
+    width, lengths = 256, torch.full((64,), 200)
+    module = HSTULayer(width, 4, HSTUOptions(normaliser=200.0, recompute=recompute, position_reach=200)).cuda().bfloat16()
+    start = torch.randn(12800, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    x = JaggedTensor.from_lengths(start, lengths.cuda())
+    module(x).values.sum().backward()  # compiles, and makes what is made once
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = module(x.with_values(start * 1.0)).values
+        held = torch.cuda.memory_allocated() - before - result.nbytes
+        result.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert held <= 1.02 * most * width * 12800
+
+
 # --- compiled ---
 
 
