@@ -355,7 +355,8 @@ def test_as_many_bytes_are_kept_as_is_said(activation, recompute, autocast, most
 @pytest.mark.parametrize(("recompute", "most"), [(False, 12), (True, 4)])
 def test_on_a_gpu_no_more_is_held_and_nothing_waits(recompute, most):
     width, lengths = 256, torch.full((64,), 200)
-    module = HSTULayer(width, 4, HSTUOptions(normaliser=200.0, recompute=recompute, position_reach=200)).cuda().bfloat16()
+    options = HSTUOptions(normaliser=200.0, recompute=recompute, position_reach=200)
+    module = HSTULayer(width, 4, options).cuda().bfloat16()
     start = torch.randn(12800, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     x = JaggedTensor.from_lengths(start, lengths.cuda())
     module(x).values.sum().backward()  # compiles, and makes what is made once
