@@ -2,8 +2,11 @@
 
     python benchmarks/quality.py sasrec-ml-1m ml-1m/events.parquet --name ml-1m --seeds 42 43 44 --out runs/quality
     python benchmarks/quality.py temporal-ml-100k ml-100k/events.parquet --name ml-100k --out runs/quality
+    python benchmarks/quality.py hstu-ml-1m ml-1m/events.parquet --name ml-1m --seeds 42 43 44 --out runs/quality \
+        --as hstu-ml-1m-without-bias --set model.position=false --against hstu-ml-1m sasrec-ml-1m
 
-Rows go to `benchmarks/quality.json`; a finished run that stands in `--out` is read and not trained again.
+Rows go to `benchmarks/quality.json`; a finished run that stands in `--out` is read and not trained again. `--against`
+compares with runs of the same seeds that stand there, seed by seed: the difference of each user, bootstrapped by user.
 """
 
 import argparse
@@ -12,10 +15,14 @@ from pathlib import Path
 from statistics import mean
 
 import ledger
+import torch
 
-from serrate.data import Histories, prepare
+from serrate.data import Histories, prepare, split
+from serrate.evaluate import Evaluation, bootstrap_by_user, evaluate
 from serrate.run_folder import RunFolder
-from serrate.train import read_recipe, train
+from serrate.serve import Predictor
+from serrate.train import read_recipe, read_run_config, train
+from serrate.train.loop import autocast
 
 LEDGER = Path(__file__).parent / "quality.json"
 METRICS = ("hr@10", "ndcg@10")
@@ -56,6 +63,36 @@ def rows_of(folder: RunFolder, name: str, recipe: str, seed: int) -> list[dict]:
     return rows
 
 
+def tested(folder: RunFolder, histories: Histories) -> Evaluation:
+    """Rank the test examples once more with the model of a finished run."""
+    predictor = Predictor.open(folder.path)
+    config, device = read_run_config(predictor.config), next(predictor.model.parameters()).device
+    with autocast(config, device):
+        return evaluate(predictor.model, histories, split(histories, config.split).test, config.evaluate,
+                        max_length=config.model.max_length, device=device)
+
+
+def difference_rows(folders: dict[int, RunFolder], others: dict[int, RunFolder], histories: Histories, name: str,
+                    implementation: str) -> list[dict]:
+    """Return the ledger rows of a paired difference over all seeds: a user stands for the same user in every seed.
+
+    Args:
+        folders: seed → finished run.
+        others: seed → the run it is compared with.
+        histories: what both were trained on.
+        name: of the log.
+        implementation: how the rows call the difference.
+    """
+    pairs = [(tested(folders[seed], histories), tested(others[seed], histories)) for seed in folders]
+    users = torch.cat([ours.users for ours, _ in pairs])
+    differences = torch.stack([torch.cat([ours.per_example(metric) - theirs.per_example(metric)
+                                          for ours, theirs in pairs]) for metric in METRICS], dim=1)
+    kind = next(iter(folders.values())).read_config()["split"]["kind"]
+    return [ledger.row(f"quality {name}", f"{kind}, test", implementation, metric, round(found.value, 5), "difference",
+                       min(folders)) | {"low": round(found.low, 5), "high": round(found.high, 5)}
+            for metric, found in zip(METRICS, bootstrap_by_user(differences, users), strict=True)]
+
+
 def main() -> None:
     """Train, print, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,27 +102,38 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--set", dest="changes", nargs="*", default=[], help="key.path=value …")
+    parser.add_argument("--as", dest="called", help="how it is called where --set makes it another than the recipe")
+    parser.add_argument("--against", nargs="*", default=[], help="recipes, or what --as called them, that are finished")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
     arguments = parser.parse_args()
-    recipe = Path(arguments.recipe).stem
+    recipe = arguments.called or Path(arguments.recipe).stem
     prepared = arguments.out / f"{arguments.name}.prepared"
     config = read_recipe(arguments.recipe, arguments.changes).data
     histories = Histories.open(prepared) if prepared.exists() else prepare(arguments.log, config, prepared)
-    rows, tested = [], {metric: [] for metric in METRICS}
+    rows, means, folders = [], {}, {}
     for seed in arguments.seeds:
         print(f"{recipe} on {arguments.name}, seed {seed}, process {os.getpid()}", flush=True)
-        folder = run(arguments.recipe, histories, arguments.out / f"{arguments.name}-{recipe}-{seed}", seed,
-                     arguments.changes)
-        found = rows_of(folder, arguments.name, recipe, seed)
+        folders[seed] = run(arguments.recipe, histories, arguments.out / f"{arguments.name}-{recipe}-{seed}", seed,
+                            arguments.changes)
+        found = rows_of(folders[seed], arguments.name, recipe, seed)
         rows += found
         for row in found:
-            if row["workload"].endswith("test") and row["unit"] in ("share", "s"):
+            part = row["workload"].rpartition(", ")[2]
+            if part == "test" and row["unit"] in ("share", "s"):
                 print(f"  {row['implementation']:24} {row['metric']:8} {row['value']:.4f}", flush=True)
-            if row["implementation"] == recipe and row["workload"].endswith("test") and row["metric"] in tested:
-                tested[row["metric"]].append(row["value"])
+            if row["implementation"] == recipe and row["metric"] in METRICS:
+                means.setdefault((part, row["metric"]), []).append(row["value"])
         ledger.write(arguments.ledger, rows)
-    for metric, values in tested.items():
-        print(f"{recipe} on {arguments.name}: mean test {metric} {mean(values):.4f} over {len(values)} seeds")
+    for other in arguments.against:
+        others = {seed: RunFolder(arguments.out / f"{arguments.name}-{other}-{seed}") for seed in arguments.seeds}
+        rows += difference_rows(folders, others, histories, arguments.name,
+                                f"{recipe} − {other}, {len(folders)} seed{'s' * (len(folders) > 1)}")
+        for row in rows[-len(METRICS):]:
+            print(f"{row['implementation']}: {row['metric']} {row['value']:+.4f} [{row['low']:+.4f}, "
+                  f"{row['high']:+.4f}]", flush=True)
+        ledger.write(arguments.ledger, rows)
+    for (part, metric), values in means.items():
+        print(f"{recipe} on {arguments.name}: mean {part} {metric} {mean(values):.4f} over {len(values)} seeds")
 
 
 if __name__ == "__main__":

@@ -44,13 +44,15 @@ class ColumnMapping(Config):
 class ItemTable(Config):
     """A side table: `key` matches the log's item column, `id` replaces it, `title` is for reports.
 
-    `path` is a file as it stands, or one beside the log.
+    `path` is a file as it stands, or one beside the log. With `unseen` the items of the table that have no event are
+    items too: candidates of every ranking, after all others in dense order.
     """
 
     path: str
     key: ColumnName
     id: ColumnName | None = None
     title: ColumnName | None = None
+    unseen: bool = False
 
 
 class DataConfig(Config):

@@ -10,8 +10,9 @@ from .sources import Source, Wanted, open_source
 def join_item_table(engine: Engine, table: ItemTable) -> None:
     """Create `named_items` (id, count, title, key) from `items` (id, count) and the side table.
 
-    An item without a title gets null. Raises `InvalidData` for a missing or wrong column, a key twice, an
-    item without its new id, or a new id that stands for two items.
+    An item without a title gets null. With `table.unseen` the items of the table without an event follow, of count 0.
+    Raises `InvalidData` for a missing or wrong column, a key twice, an item without its new id, or a new id that stands
+    for two items.
     """
     named = [(role, name) for role, name in (("key", table.key), ("id", table.id), ("title", table.title))
              if name is not None]
@@ -25,16 +26,20 @@ def join_item_table(engine: Engine, table: ItemTable) -> None:
     id_column(side, "items.key", table.key)
     new_id = id_column(side, "items.id", table.id) if table.id else "items.id"
     title = f", side.{quoted(table.title)}::VARCHAR AS title" if table.title else ""
-    _check_keys(engine, side, cast.format(quoted(table.key)))
+    _check_keys(engine, side, cast.format(quoted(table.key)), table.unseen)
     engine.execute(f"CREATE TABLE named_items AS SELECT {new_id} AS id, items.count, items.id AS key{title} "
                    f"FROM items LEFT JOIN side ON items.id = {cast.format('side.' + quoted(table.key))}")
+    if table.unseen:  # a row whose key could not stand in the log is no item
+        key = cast.format(quoted(table.key))
+        engine.execute(f"INSERT INTO named_items SELECT {new_id if table.id else key} AS id, 0, {key} AS key{title} "
+                       f"FROM side WHERE {key} IS NOT NULL AND {key} NOT IN (SELECT id FROM items)")
     if table.id:
         _check_ids(engine, side)
 
 
-def _check_keys(engine: Engine, side: Source, key: str) -> None:
-    twice = first_row(engine, f"SELECT {key} AS key, count(*) FROM side "
-                              f"WHERE {key} IN (SELECT id FROM items) "
+def _check_keys(engine: Engine, side: Source, key: str, every: bool) -> None:
+    condition = f"{key} IS NOT NULL" if every else f"{key} IN (SELECT id FROM items)"
+    twice = first_row(engine, f"SELECT {key} AS key, count(*) FROM side WHERE {condition} "
                               f"GROUP BY ALL HAVING count(*) > 1 ORDER BY ALL LIMIT 1")
     if twice:
         raise InvalidData(f"{side.name}: expected one row an item, got {twice[1]} for key {twice[0]!r}")
