@@ -130,6 +130,18 @@ def test_synthesize_is_exact_and_repeatable(serrate, tmp_path, contents):
     assert pq.read_metadata(tmp_path / "one" / "events.parquet").num_rows == 5000
 
 
+def test_a_stream_is_as_large_as_asked_and_what_its_recipes_read(serrate, tmp_path):
+    out = tmp_path / "stream"
+    assert serrate("data", "synthesize", "--kind", "stream", "--events", 6400, "--out", out).code == 0
+    log = pq.read_table(out / "events.parquet")
+    assert (log.num_rows, log["user"][-1].as_py()) == (6400, 50)
+    blink = ["model.width=4", "model.blocks=1", "train.device=cpu", "evaluate.resamples=2", "loss.negatives=2",
+             "split.test_from=0.95"]
+    trained = serrate("train", "streaming-transformer", "--data", out / "events.parquet", "--out", tmp_path / "run",
+                      *blink)
+    assert trained.code == 0, trained.err
+
+
 # --- a run's life ---
 
 

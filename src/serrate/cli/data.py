@@ -2,12 +2,22 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ..config import override
-from ..data import DataConfig, Histories, SplitConfig, inspect, is_prepared, prepare, split, synthesize
+from ..data import (
+    DataConfig,
+    Histories,
+    SplitConfig,
+    inspect,
+    is_prepared,
+    prepare,
+    split,
+    synthesize,
+    synthesize_stream,
+)
 from ..errors import InvalidData
 from ..files import write_folder_aside
 from .groups import group
@@ -84,19 +94,27 @@ def synthesize_log(
     folder: Folder,
     events: Annotated[int, typer.Option(metavar="NUMBER", help="how many events")] = 1_000_000,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="the same seed gives the same log")] = 0,
+    kind: Annotated[Literal["histories", "stream"], typer.Option(
+        help="long-tailed histories, or a stream of records of 128 events whose catalogue grows")] = "histories",
 ) -> None:
     """Make a log that has something to learn, of any size.
 
-    Histories follow a sequential signal and have long-tailed lengths. Writes events.parquet (user, item, time) and
+    Histories follow a sequential signal and have long-tailed lengths; what comes next in a record of a stream repeats
+    what came before, and items that nobody has seen keep coming. Writes events.parquet (user, item, time) and
     items.parquet (id, title).
 
     \b
     Examples:
       serrate data synthesize --out synthetic
       serrate data synthesize --out large --events 100000000 --seed 1
+      serrate data synthesize --out stream --kind stream --events 6400000
     """
     with write_folder_aside(folder) as partial:
-        synthesize(partial / "events.parquet", events, seed=seed, titles=partial / "items.parquet")
+        log, titles = partial / "events.parquet", partial / "items.parquet"
+        if kind == "stream":
+            synthesize_stream(log, events // 128, seed=seed, titles=titles)
+        else:
+            synthesize(log, events, seed=seed, titles=titles)
     say(f"wrote {folder / 'events.parquet'} and the titles beside it", err)
 
 
