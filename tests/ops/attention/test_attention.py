@@ -570,7 +570,6 @@ def test_weights_refuse_what_they_are_not(make, message):
     [
         ("triton", {}, "needs a CUDA device, got cpu"),
         ("varlen", {}, "needs a CUDA device, got cpu"),
-        ("cpu", {"weights": Weights(dropout=0.1)}, "does not serve dropout"),
         ("cpu", {name: tensor.to("meta") for name, tensor in GOOD.items()}, "needs a CPU tensor, got meta"),
     ],
 )
@@ -581,11 +580,11 @@ def test_an_explicit_choice_never_slides(name, changes, reason):
 
 
 def test_the_automatic_choice_keeps_its_reasons():
-    choice = choose("attention", Call(torch.device("cpu"), torch.float32, 8, 3, CAUSAL, dropout=True))
+    choice = choose("attention", Call(torch.device("cuda"), torch.float64, 8, 3, CAUSAL))
     assert choice.implementation.name == "reference"
-    assert choice.passed_over == (("triton", "needs a CUDA device, got cpu"),
-                                  ("varlen", "needs a CUDA device, got cpu"),
-                                  ("cpu", "does not serve dropout"))
+    assert choice.passed_over == (("triton", "needs float32, bfloat16 or float16, got torch.float64"),
+                                  ("varlen", "needs float16 or bfloat16, got torch.float64"),
+                                  ("cpu", "needs a CPU tensor, got cuda"))
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -598,7 +597,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
         (Call(CPU, torch.float64, 7, 7, CAUSAL), "cpu"),
         (Call(CPU, torch.float32, 8, 4, CAUSAL), "cpu"),
         (Call(CPU, torch.float32, 8, 8, EVERYTHING, cross=True, grouped=True, with_lse=True), "cpu"),
-        (Call(CPU, torch.float32, 8, 8, CAUSAL, dropout=True), "reference"),
+        (Call(CPU, torch.float32, 8, 8, CAUSAL, dropout=True), "cpu"),
+        (Call(CPU, torch.bfloat16, 8, 8, CAUSAL, pointwise=True, biased=True), "cpu"),
         (Call(CUDA, torch.bfloat16, 64, 64, CAUSAL), "triton"),
         (Call(CUDA, torch.float16, 256, 256, CAUSAL), "triton"),
         (Call(CUDA, torch.float16, 25, 25, CAUSAL), "triton"),

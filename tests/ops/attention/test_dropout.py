@@ -154,3 +154,5 @@ def test_a_part_of_the_places_is_a_part_of_the_draw():
     part = kept(torch.tensor(4), 0.5, 2, place(40)[13:30], place(60)[5:50])
     assert torch.equal(part, every[:, 13:30, 5:50])
     assert torch.equal(kept(torch.tensor(4), 0.5, 2, place(40).int(), place(60).int()), every)
+    rows = kept(torch.tensor(4), 0.5, 2, place(40).view(4, 10), place(60).view(4, 15))
+    assert torch.equal(rows, torch.stack([every[:, 10 * i:10 * i + 10, 15 * i:15 * i + 15] for i in range(4)]))

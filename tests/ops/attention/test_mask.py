@@ -170,6 +170,13 @@ def test_what_is_plain():
     assert Mask(causal=True, window=(3, 2)).reach == (3, 0)
 
 
+def test_a_part_of_the_queries_sees_what_it_sees_among_all():
+    for mask, counts in ((Mask(causal=True), ()), (Mask(causal=True, window=(3, 1), block=4), (2, 3))):
+        every = seen(mask, 12, 9, *counts)
+        for part in (slice(0, 5), slice(5, 12), slice(11, 12), slice(4, 4)):
+            assert torch.equal(seen(mask, 12, 9, *counts, part=part), every[part])
+
+
 @every_device
 @every_implementation
 def test_counts_outside_a_row_are_those_of_its_ends(name, device):

@@ -12,19 +12,19 @@ OF_KEYS, OF_HEADS = 0x9E3779B9, 0x7FEB352D  # odd constants that tell the places
 
 
 def kept(seed: Tensor, rate: float, heads: int, queries: Tensor, keys: Tensor) -> Tensor:
-    """Return which weights stay, `(heads, M, N)` bool, each with probability `1 - rate`.
+    """Return which weights stay, `(…, heads, M, N)` bool, each with probability `1 - rate`.
 
     Args:
         seed: () int64.
         rate: share to drop, 0 to below 1.
         heads: H, of the queries.
-        queries: (M,) places of the queries on the packed axis.
-        keys: (N,) places of the keys on theirs.
+        queries: (…, M) places of the queries on the packed axis.
+        keys: (…, N) places of the keys on theirs.
     """
     head = torch.arange(heads, device=queries.device)[:, None]
-    query = mixed(mixed(queries.long() ^ (seed & BITS))[None, :] + head * OF_HEADS)
+    query = mixed(mixed(queries.long() ^ (seed & BITS))[..., None, :] + head * OF_HEADS)
     key = mixed(mixed(keys.long() ^ (seed >> 32 & BITS)) + OF_KEYS)
-    return mixed(query[:, :, None] ^ key) >= threshold(rate)
+    return mixed(query[..., None] ^ key[..., None, None, :]) >= threshold(rate)
 
 
 def threshold(rate: float) -> int:

@@ -62,10 +62,13 @@ class Mask:
         return left, 0 if self.causal else right
 
 
-def seen(mask: Mask, queries: int, keys: int, context: int = 0, targets: int = 0, *,
+def seen(mask: Mask, queries: int, keys: int, context: int = 0, targets: int = 0, *, part: slice = slice(None),
          device: torch.device | None = None) -> Tensor:
-    """Return which keys each query of one row sees, `(queries, keys)` bool: the definition of `Mask`."""
-    at = (torch.arange(queries, device=device) + keys - queries)[:, None]
+    """Return which keys each query of one row sees, `(queries, keys)` bool: the definition of `Mask`.
+
+    part: the queries that are asked of, where not all.
+    """
+    at = (torch.arange(queries, device=device)[part] + keys - queries)[:, None]
     key = torch.arange(keys, device=device)[None, :]
     history = max(keys - targets, 0)
     stand = at.clamp(max=history)  # targets all stand where the history ends
@@ -79,4 +82,4 @@ def seen(mask: Mask, queries: int, keys: int, context: int = 0, targets: int = 0
         near = near & (torch.div(stand, mask.block, rounding_mode="floor") == key // mask.block)
     prefix = key < min(context, history)
     itself = (at >= history) & (at == key)
-    return (near | prefix | itself).expand(queries, keys)
+    return (near | prefix | itself).expand(at.shape[0], keys)
