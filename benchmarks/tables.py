@@ -128,6 +128,36 @@ def hstu_candidates(found: list[dict]) -> str:
     return "### Candidates a second after one history\n\n" + table(["", "", "candidates/s"], body)
 
 
+def stochastic_length() -> str:
+    """Sparsity over alpha and the longest history, ours / the paper's, and the share of the events that is removed."""
+    found = rows("stochastic-length.json")
+    cells = {(e["workload"], e["implementation"], e["metric"]): e["value"] for e in found}
+    longest, alphas = (list(dict.fromkeys(e["workload"].split(", ")[part].split()[1] for e in found))
+                       for part in (0, 1))
+
+    def cell(n: str, alpha: str) -> str:
+        ours, paper, removed = (cells[f"longest {n}, alpha {alpha}", name, metric] for name, metric in (
+            ("serrate", "sparsity"), ("paper, quoted", "sparsity"), ("serrate", "events_removed")))
+        return f"{ours:.1f} / {paper:.1f} ({removed:.1f})"
+
+    body = [[alpha, *(cell(n, alpha) for n in longest)] for alpha in alphas]
+    return table(["alpha", *longest], body) + "\n\n" + origin(found)
+
+
+def streaming() -> str:
+    """Hit rates of the models on the stream, mean over seeds, beside what can be hit."""
+    found = rows("streaming*.json")
+    if not found:
+        return "Not measured yet."
+    groups: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for entry in found:
+        groups[entry["workload"], entry["implementation"], entry["device"]][entry["metric"]].append(entry["value"])
+    body = [[workload, name, *(f"{mean(values[metric]):.4f}" for metric in ("hr@10", "hr@50")),
+             str(len(values["hr@10"])), f"{mean(values['run_s']):.0f}" if "run_s" in values else "", device]
+            for (workload, name, device), values in groups.items()]
+    return table(["stream", "", "HR@10", "HR@50", "seeds", "seconds a run", "device"], body) + "\n\n" + origin(found)
+
+
 def fill_rates() -> str:
     """Attention over fill rates."""
     return curves.section(rows(ATTENTION.name))
@@ -137,7 +167,8 @@ def pages() -> dict[Path, str]:
     """Return every file that is made here, with its text."""
     text = PAGE.read_text()
     for name, make in (("quality", quality), ("prepare", prepare), ("throughput", throughput),
-                       ("curves", fill_rates), ("hstu", hstu)):
+                       ("curves", fill_rates), ("hstu", hstu),
+                       ("stochastic-length", stochastic_length), ("streaming", streaming)):
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda found, make=make: f"{found[1]}\n{make()}\n\n{found[2]}", text)
     charts = curves.charts(rows(ATTENTION.name))
