@@ -13,10 +13,12 @@ from serrate.jagged import (
     JaggedTensor,
     concatenate_events,
     concatenate_rows,
+    deinterleave_events,
     from_lists,
     from_masked,
     from_padded,
     gather_rows,
+    interleave_events,
     newest,
     oldest,
     reverse,
@@ -92,6 +94,24 @@ def test_concatenate_of_repeated_parts(x, count):
     assert_moves_events(x, lambda x: concatenate_events([x] * count), lambda rows: [row * count for row in rows])
 
 
+@given(jagged_tensors(), st.integers(1, 4))
+def test_interleave_events(x, count):
+    assert_moves_events(x, lambda x: interleave_events([x] * count),
+                        lambda rows: [[event for event in row for _ in range(count)] for row in rows])
+    backwards = interleave_events([x, reverse(x)])
+    for part, expected in zip(deinterleave_events(backwards, 2), (x, reverse(x)), strict=True):
+        assert same_rows(part, expected)
+        assert x.num_events == 0 or storage(part) == storage(backwards)
+
+
+@given(jagged_tensors(), st.integers(1, 4), st.data())
+def test_deinterleave_events(x, count, data):
+    turn = data.draw(st.integers(0, count - 1))
+    even = gather_rows(x, (x.lengths % count == 0).nonzero().flatten())
+    assert_moves_events(even, lambda x: deinterleave_events(x, count)[turn],
+                        lambda rows: [row[turn::count] for row in rows])
+
+
 @BY_CASE
 def test_odd_cases(case):
     x = case.make((3,))
@@ -105,6 +125,8 @@ def test_odd_cases(case):
           lambda rows: [row[(len(row) + 1) // 2:] + row[:(len(row) + 1) // 2] for row in rows])
     assert_moves_events(x, lambda x: concatenate_rows(split_rows(x, [middle, len(x) - middle])[::-1]),
           lambda rows: rows[middle:] + rows[:middle])
+    assert_moves_events(x, lambda x: deinterleave_events(interleave_events([x, reverse(x)]), 2)[1],
+          lambda rows: [row[::-1] for row in rows])
 
 
 # ── what is kept, shared or promised ────────────────────────────────────────────────────────────────────────
@@ -132,6 +154,8 @@ def test_offsets_widen_when_one_part_has_int64_or_the_events_outgrow_int32():
     huge = torch.zeros(1, device="meta").expand(2**31 - 1)  # a shape without memory
     parts = [JaggedTensor(huge, torch.zeros(5, dtype=torch.int32, device="meta"))] * 2
     assert concatenate_rows(parts).offsets.dtype == torch.int64
+    assert interleave_events(parts).offsets.dtype == torch.int64
+    assert interleave_events([narrow, narrow]).offsets.dtype == torch.int32
 
 
 def test_values_of_any_dtype_move():
@@ -155,6 +179,8 @@ def test_on_an_accelerator_longest_stays_a_bound():
     assert reverse(x).longest == 5
     assert concatenate_rows([x, x]).longest == 5
     assert concatenate_events([x, x]).longest == 10
+    assert interleave_events([x, JaggedTensor(x.values, x.offsets)]).longest == 10
+    assert deinterleave_events(x, 3)[0].longest == 1
     assert concatenate_events([x, JaggedTensor(x.values, x.offsets)]).longest is None
 
 
@@ -206,6 +232,8 @@ def test_what_need_not_wait_for_a_gpu_does_not():
         "split_events": lambda: split_events(x, ones, num_events=2)[1],
         "concatenate_rows": lambda: concatenate_rows([x, x]),
         "concatenate_events": lambda: concatenate_events([x, x]),
+        "interleave_events": lambda: interleave_events([x, x]),
+        "deinterleave_events": lambda: deinterleave_events(interleave_events([x, x, x]), 3)[1],
         "to_padded": lambda: from_padded(*to_padded(x), num_events=5),
         "to_masked": lambda: from_masked(*to_masked(x, side="left"), num_events=5),
     }
@@ -232,6 +260,8 @@ EDITS = {  # each with its number of events known, where the contents of offsets
     "split_events": lambda x: split_events(x, torch.ones_like(x.lengths), num_events=x.lengths.shape[0])[1],
     "concatenate_rows": lambda x: concatenate_rows([x, x, x]),
     "concatenate_events": lambda x: concatenate_events([x, x]),
+    "interleave_events": lambda x: interleave_events([x, x]),
+    "deinterleave_events": lambda x: deinterleave_events(interleave_events([x, x, x]), 3)[1],
 }
 
 
@@ -296,6 +326,14 @@ OTHER = from_lists([[1.0, 2.0], [3.0]])
                                            r"got events \(\) torch.float32 on cpu"),
     (lambda: concatenate_events([X, gather_rows(X, torch.tensor([0]))]),
      r"parts\[1\]: expected 2 rows, as parts\[0\], got 1"),
+    (lambda: interleave_events([]), r"parts: expected at least one JaggedTensor, got none"),
+    (lambda: interleave_events([X, OTHER]), r"parts\[1\]: expected events \(\) torch.int64 on cpu, as parts\[0\], "
+                                            r"got events \(\) torch.float32 on cpu"),
+    (lambda: interleave_events([X, X, reverse(gather_rows(X, torch.tensor([1, 0])))]),
+     r"parts\[2\]: expected the rows of parts\[0\], got other rows"),
+    (lambda: deinterleave_events(X, 2), r"x: expected rows of a multiple of 2 events, got \[2, 1\]"),
+    (lambda: deinterleave_events(X, 3), r"x: expected rows of a multiple of 3 events, got \[2, 1\]"),
+    (lambda: deinterleave_events(X, 0), r"count: expected at least 1, got 0"),
     (lambda: split_rows(X, [1]), r"sizes: expected sizes of at least 0 that sum to B = 2, got \[1\]"),
     (lambda: split_rows(X, [3, -1]), r"sizes: expected sizes of at least 0 that sum to B = 2, got \[3, -1\]"),
     (lambda: split_events(X, torch.tensor([1])), r"lengths: expected shape \(2,\), got \(1,\)"),
@@ -320,4 +358,7 @@ def test_sizes_add_up_by_hand():  # the example of the docstrings, to be redone 
     a, b = from_lists([[1, 2], []]), from_lists([[3], [4, 5]])
     assert concatenate_rows([a, b]).tolist() == [[1, 2], [], [3], [4, 5]]
     assert concatenate_events([a, b]).tolist() == [[1, 2, 3], [4, 5]]
+    assert interleave_events([a, from_lists([[8, 9], []])]).tolist() == [[1, 8, 2, 9], []]
+    assert [part.tolist() for part in deinterleave_events(from_lists([[1, 8, 2, 9], []]), 2)] == [
+        [[1, 2], []], [[8, 9], []]]
     assert concatenate_rows([a, b]).offsets.tolist() == list(accumulate([0, 2, 0, 1, 2]))

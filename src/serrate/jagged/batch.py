@@ -41,7 +41,7 @@ class EventBatch:
                 raise InvalidArgument(f"events[{name!r}]", "a JaggedTensor", type(jagged).__name__)
         head, first = next(iter(events.items()))
         for name, jagged in events.items():
-            if not _same_rows(jagged, first):
+            if not in_same_rows(jagged, first):
                 raise InvalidArgument(f"events[{name!r}]", f"the rows of {head!r}", "other rows")
         context = dict(context or {})
         for name, value in context.items():
@@ -140,7 +140,8 @@ class EventBatch:
         return f"EventBatch({len(self)} rows, {self.num_events} events: {', '.join(self.events)}{context})"
 
 
-def _same_rows(a: JaggedTensor, b: JaggedTensor) -> bool:
+def in_same_rows(a: JaggedTensor, b: JaggedTensor) -> bool:
+    """Whether two have the same rows; on an accelerator only their shapes are compared."""
     if a.offsets is b.offsets:
         return True
     if a.offsets.shape != b.offsets.shape or a.num_events != b.num_events or a.device != b.device:

@@ -1,4 +1,4 @@
-"""Edits of jagged rows: concatenate, split, truncate, gather, reverse. Plain torch, without loops over rows.
+"""Edits of jagged rows: concatenate, interleave, split, truncate, gather, reverse. Plain torch, no loops over rows.
 
 Every edit keeps gradients and the dtype of `offsets` (int32 becomes int64 where the events would not fit). An
 edit whose number of events depends on the contents of `offsets` waits for the device to learn it. Pass
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument
-from .batch import EventBatch
+from .batch import EventBatch, in_same_rows
 from .tensor import INT32_MAX, JaggedTensor, longest_row, offsets_from_lengths, readable
 
 Rows = TypeVar("Rows", JaggedTensor, EventBatch)
@@ -65,6 +65,43 @@ def concatenate_events(parts: Sequence[JaggedTensor]) -> JaggedTensor:
     known = [part.longest for part in parts if part.longest is not None]
     bound = sum(known) if len(known) == count else None
     return JaggedTensor.trusted(joined.values, offsets, longest_row(offsets, bound))
+
+
+def interleave_events(parts: Sequence[JaggedTensor]) -> JaggedTensor:
+    """Take turns: row `b` is the first event of row `b` of each part, then the second of each, …; never waits.
+
+    Args:
+        parts: at least one; the same rows; values of one dtype, device and inner shape.
+
+    Raises:
+        InvalidArgument: no parts, or parts that do not fit together.
+    """
+    _require_alike(parts)
+    first, count = parts[0], len(parts)
+    for i, part in enumerate(parts):
+        if not in_same_rows(part, first):
+            raise InvalidArgument(f"parts[{i}]", "the rows of parts[0]", "other rows")
+    values = torch.stack([part.values for part in parts], 1).flatten(0, 1)
+    offsets = (first.offsets.long() if values.shape[0] > INT32_MAX else first.offsets) * count
+    known = [part.longest for part in parts if part.longest is not None]
+    return JaggedTensor.trusted(values, offsets, min(known) * count if known else None)
+
+
+def deinterleave_events(x: JaggedTensor, count: int) -> list[JaggedTensor]:
+    """Return the `count` parts that take turns in `x`, as views; reverses `interleave_events`, never waits.
+
+    Raises:
+        InvalidArgument: a `count` below 1, or a row whose length is not a multiple of it; on an accelerator only the
+            events of all rows together are looked at.
+    """
+    if count < 1:
+        raise InvalidArgument("count", "at least 1", count)
+    if x.num_events % count or (readable(x.offsets) and bool((x.offsets % count).any())):
+        raise InvalidArgument("x", f"rows of a multiple of {count} events", x.lengths.tolist())
+    turns = x.values.view(x.num_events // count, count, *x.values.shape[1:])
+    offsets = torch.div(x.offsets, count, rounding_mode="floor")
+    longest = None if x.longest is None else x.longest // count
+    return [JaggedTensor.trusted(part, offsets, longest) for part in turns.unbind(1)]
 
 
 def split_rows(x: JaggedTensor, sizes: Sequence[int]) -> list[JaggedTensor]:
