@@ -4,7 +4,6 @@ The axes of events are cut into tiles by a kernel (`plan.py`), so that the host 
 from the numbers of events and rows alone. Gradients are written once, by the program they belong to: no atomics.
 """
 
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...direct import INTERPRETED, on_device_of, unit_stride, watched
 from ..api import Call, Rows, Settings
 from .problem import Problem, from_arguments, is_pointwise, make_problem
 
@@ -19,17 +19,15 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 _INSTALLED = find_spec("triton") is not None
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels as Python on the CPU, for tests
-_PLAIN = (Tensor, torch.nn.Parameter)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LN_2 = 0.6931471805599453
 
 
 def unusable(call: Call) -> str | None:
     """Serve CUDA tensors in single and half precision, widths up to 256, where Triton is installed."""
-    if call.device.type != "cuda" and not _INTERPRETED:
+    if call.device.type != "cuda" and not INTERPRETED:
         return f"needs a CUDA device, got {call.device.type}"
-    if _INTERPRETED and call.dtype == torch.bfloat16:
+    if INTERPRETED and call.dtype == torch.bfloat16:
         return "needs float32 or float16 under Triton's interpreter, whose products of bfloat16 are wrong"
     if call.dtype not in _DTYPES:
         return f"needs float32, bfloat16 or float16, got {call.dtype}"
@@ -41,7 +39,7 @@ def unusable(call: Call) -> str | None:
 def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, Tensor | None]:
     """Attend within each row; see `api.attention`. Float32 products are IEEE unless torch is told to use TF32."""
     problem = make_problem(rows, settings)
-    if torch.compiler.is_compiling() or _watched(q, k, v, *problem.tables):
+    if watched(q, k, v, *problem.tables):
         out, logsumexp = _forward(q, k, v, *problem.as_arguments())
     elif not torch.is_grad_enabled():
         out, logsumexp, _ = _compute(q, k, v, problem)
@@ -50,36 +48,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -
     return out, (logsumexp.T * _LN_2).reshape(q.shape[:-1]) if settings.with_lse else None
 
 
-def _watched(*tensors: Tensor) -> bool:
-    """Whether tracers, dispatch modes or tensor subclasses look on, which need operators."""
-    return bool(torch._C._len_torch_dispatch_stack()) or any(type(x) not in _PLAIN for x in tensors)
-
-
-def _elsewhere(x: Tensor) -> bool:
-    """Whether another device than that of `x` is the current one, on which Triton would launch."""
-    return x.is_cuda and x.get_device() != torch.cuda.current_device()
-
-
 def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor, "Plan"]:
-    """Return the output, the log-sum-exp `(H, T)` in base 2 (`(H, 0)` of pointwise weights), and the plan of the tiles."""
+    """Return the output, the log-sum-exp `(H, T)` in base 2 (of pointwise weights `(H, 0)`), the plan of the tiles."""
     from . import forward, short
     from .plan import Plan
 
-    if _elsewhere(q):
-        with torch.cuda.device(q.device):
-            return _compute(q, k, v, problem)
     out, logsumexp = _outputs(q, v, problem.pointwise)
     plan = Plan(problem, q, k, v)
     if out.numel():
-        inputs, results = (_unit_stride(q), _unit_stride(k), _unit_stride(v)), (out, logsumexp)
-        if plan.tiling.short:
-            short.launch(inputs, problem, plan, results)
-        elif plan.tiling.hopper[0]:
-            from .hopper import forward as on_hopper
-
-            on_hopper.launch(inputs, problem, plan, results)
-        else:
-            forward.launch(inputs, problem, plan, results)
+        inputs, results = (unit_stride(q), unit_stride(k), unit_stride(v)), (out, logsumexp)
+        chosen = short if plan.tiling.short else forward
+        if plan.tiling.hopper[0]:
+            from .hopper import forward as chosen
+        with on_device_of(q):
+            chosen.launch(inputs, problem, plan, results)
     return out, logsumexp, plan
 
 
@@ -90,17 +72,15 @@ def _compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequen
     Saved are q, k and v, the output (empty of pointwise weights) and the log-sum-exp.
     """
     q, k, v, *results = saved
-    if _elsewhere(q):
-        with torch.cuda.device(q.device):
-            return _compute_gradients(grads, saved, problem, plan, of_tables)
     gradients = _gradients(q, k, v)
     if not q.numel() or not k.numel():
         return [each.zero_() for each in (*gradients, *(_like(problem.tables) if of_tables else ()))]
     grad, grad_lse = grads
     grad = torch.zeros_like(results[0]) if grad is None else grad.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    inputs = (_unit_stride(q), _unit_stride(k), _unit_stride(v))
-    return [*gradients, *_launch_backward((grad, grad_lse), inputs, problem, plan, results, gradients, of_tables)]
+    inputs = (unit_stride(q), unit_stride(k), unit_stride(v))
+    with on_device_of(q):
+        return [*gradients, *_launch_backward((grad, grad_lse), inputs, problem, plan, results, gradients, of_tables)]
 
 
 def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: "Plan",
@@ -129,10 +109,6 @@ def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tenso
     else:
         backward.launch(*arguments, plan, results, gradients)
     return []
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _outputs(q: Tensor, v: Tensor, pointwise: bool) -> tuple[Tensor, Tensor]:

@@ -82,8 +82,8 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _backward_q[(count * heads,)](
         q, *keys, out, grad, logsumexp, grad_lse, sums, dq, of_tables, tiles, count, *numbers, sizes.tile, sizes.block,
-        kind(problem, heads // groups), (precision(), tma, heads_first, fold), num_warps=sizes.warps,
-        num_stages=sizes.stages)
+        kind(problem, heads // groups), (precision(), tma, heads_first, fold, of_tables is not None),
+        num_warps=sizes.warps, num_stages=sizes.stages)
     sizes = plan.tiling.keys
     tiles = plan.keys(sizes.tile)
     count = tiles.shape[1]
@@ -119,9 +119,13 @@ def _folded(lse, delta, factor, dtype: tl.constexpr, BM: tl.constexpr):
 
 @triton.jit
 def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin, strides, length, factors, dropped,
-                 events, bias, side, inside, sums, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
-                 BDV: tl.constexpr, BN: tl.constexpr, INSIDE: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
+                 events, bias, side, inside, sums, WIDTHS: tl.constexpr, BN: tl.constexpr, INSIDE: tl.constexpr,
+                 KIND: tl.constexpr, HOW: tl.constexpr):
     """Add what one block of keys gives to the gradient of a tile's queries, and to those of the tables."""
+    D: tl.constexpr = WIDTHS[0]
+    DV: tl.constexpr = WIDTHS[1]
+    BD: tl.constexpr = WIDTHS[2]
+    BDV: tl.constexpr = WIDTHS[3]
     PRECISION: tl.constexpr = HOW[0]
     k = load_rows(k_source, begin + n, h, strides[4], strides[5], begin + length, D, BD, BN, INSIDE, HOW[1])
     v = load_rows(v_source, begin + n, h, strides[7], strides[8], begin + length, DV, BDV, BN, INSIDE, HOW[1])
@@ -131,7 +135,7 @@ def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin
     keys = n + tl.arange(0, BN)
     place = keys
     happened = keys
-    if bias is not None:
+    if KIND[7]:
         place, happened = key_side(bias, keys, row, begin, length, side[2])
         s = biased(s * factor, bias, side[3], side[0][:, None] - place[None, :],
                    side[1][:, None] - happened[None, :], KIND[5])
@@ -149,7 +153,7 @@ def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin
         bits = key_bits(dropped[0], begin + keys)
         dp = tl.where(mixed(events[:, None] ^ bits[None, :]) >= dropped[1], dp * dropped[2], 0.0)
     ds = p * dp if KIND[5] else p * (dp - delta[:, None])
-    if sums is not None:
+    if HOW[4]:
         add_to_tables(ds, sums, bias, side, place, happened, seen, share(factors[1], row[4], KIND[6]), KIND[3])
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
@@ -187,15 +191,15 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, s
     events = step
     if dropped[0] is not None:
         events = query_bits(dropped[0], h, start + step)
-    side = queries_of_tile(bias, at, mask, start + step, inside, other, length, h)
+    side = queries_of_tile(bias, at, mask, start + step, inside, other, length, h, KIND[7])
     g = h // KIND[4]
     for i in range(blocks[0], blocks[1]):
         dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, i * BN, g, other, strides, length,
-                          factors, dropped, events, bias, side, inside, tables, D, DV, BD, BDV, BN, True, KIND, HOW)
+                          factors, dropped, events, bias, side, inside, tables, (D, DV, BD, BDV), BN, True, KIND, HOW)
     for i in range(0, blocks[2]):
         n = other_block(i, blocks, MASK) * BN
         dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, n, g, other, strides, length,
-                          factors, dropped, events, bias, side, inside, tables, D, DV, BD, BDV, BN, False, KIND, HOW)
+                          factors, dropped, events, bias, side, inside, tables, (D, DV, BD, BDV), BN, False, KIND, HOW)
     store_rows(dq_target, dq * slope_of(factors, mask[4], KIND), start, h, H, limit, D, BD, BM)
 
 
@@ -221,13 +225,17 @@ def _sums_of_queries(o, do, lse_source, grad_lse, sums, of_tile, inside, start, 
 
 
 @triton.jit
-def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin, ends, strides, factors, dropped, events,
-               bias, side, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr,
-               INSIDE: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
+def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin, ends, strides, factors, dropped,
+               events, bias, side, WIDTHS: tl.constexpr, BM: tl.constexpr, INSIDE: tl.constexpr,
+               MASKED: tl.constexpr, TMA: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """Add what one block of queries gives to the gradients of a tile's keys and values.
 
     Queries past the row's end are zeros: they add nothing, whatever their weights, and need no mask.
     """
+    D: tl.constexpr = WIDTHS[0]
+    DV: tl.constexpr = WIDTHS[1]
+    BD: tl.constexpr = WIDTHS[2]
+    BDV: tl.constexpr = WIDTHS[3]
     PRECISION: tl.constexpr = HOW[0]
     m_row, shift = ends
     limit = begin + m_row
@@ -243,7 +251,7 @@ def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin
         x = tl.dot(k, ready.T, tl.dot(take[0], terms.T)) * factor
     else:
         x = product(k, ready, PRECISION) * factor
-        if bias is not None:
+        if KIND[7]:
             stand, asked = query_side(bias, step + shift, row, begin + step, step < m_row, side[2])
             x = biased(x, bias, h, stand[None, :] - side[0][:, None], asked[None, :] - side[1][:, None], KIND[5])
         if not KIND[5]:
@@ -278,8 +286,8 @@ def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin
 
 @triton.jit
 def _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, row, span, h, H, T, begin, ends, strides, factors,
-                     dropped, events, bias, side, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
-                     BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
+                     dropped, events, bias, side, WIDTHS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                     KIND: tl.constexpr, HOW: tl.constexpr):
     """Add what the queries of one head give."""
     b0, b1, u0, u1, first = span
     of_row = tl.cast(h, tl.int64) * T + begin
@@ -290,26 +298,26 @@ def _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, row, span, h,
     if KIND[0] == 2 or (KIND[0] == 1 and not KIND[1]):
         for i in range(u0, u1):
             dk, dv = _key_block(k, v, dk, dv, blocks, lse, take, keys, row, i * BM, h, H, begin, ends, strides, factors,
-                                dropped, events, bias, side, D, DV, BD, BDV, BM, True, False, HOW[1], KIND, HOW)
+                                dropped, events, bias, side, WIDTHS, BM, True, False, HOW[1], KIND, HOW)
         for i in range(0, b1 - b0 - (u1 - u0)):
             m = b0 + i
             if m >= u0:
                 m += u1 - u0
             dk, dv = _key_block(k, v, dk, dv, whole, lse, take, keys, row, m * BM, h, H, begin, ends, strides, factors,
-                                dropped, events, bias, side, D, DV, BD, BDV, BM, False, True, False, KIND, HOW)
+                                dropped, events, bias, side, WIDTHS, BM, False, True, False, KIND, HOW)
     else:  # what needs a mask or ends with the row is known beforehand, and a second loop would cost registers
         past = first + BN if KIND[0] == 1 else 0
         tail = tl.maximum(ends[0] // BM * BM, past)
         for m in range(past, tail, BM):
             dk, dv = _key_block(k, v, dk, dv, blocks, lse, take, keys, row, m, h, H, begin, ends, strides, factors,
-                                dropped, events, bias, side, D, DV, BD, BDV, BM, True, False, HOW[1], KIND, HOW)
+                                dropped, events, bias, side, WIDTHS, BM, True, False, HOW[1], KIND, HOW)
         if tail < ends[0]:
             dk, dv = _key_block(k, v, dk, dv, whole, lse, take, keys, row, tail, h, H, begin, ends, strides, factors,
-                                dropped, events, bias, side, D, DV, BD, BDV, BM, False, False, False, KIND, HOW)
+                                dropped, events, bias, side, WIDTHS, BM, False, False, False, KIND, HOW)
         if KIND[0] == 1:
             for i in tl.static_range(0, BN, BM):
                 dk, dv = _key_block(k, v, dk, dv, whole, lse, take, keys, row, first + i, h, H, begin, ends, strides,
-                                    factors, dropped, events, bias, side, D, DV, BD, BDV, BM, False, True, False, KIND, HOW)
+                                    factors, dropped, events, bias, side, WIDTHS, BM, False, True, False, KIND, HOW)
     return dk, dv
 
 
@@ -338,7 +346,7 @@ def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target
     events = keys
     if dropped[0] is not None:
         events = key_bits(dropped[0], begin + keys)
-    side = keys_of_tile(bias, keys, mask, begin, length)
+    side = keys_of_tile(bias, keys, mask, begin, length, KIND[7])
     take = (keys, keys)
     if HOW[3]:  # which of the terms are for scores, and which for gradients
         column = tl.arange(0, 16)[None, :] + tl.zeros([BN, 1], tl.int32)
@@ -351,11 +359,13 @@ def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target
     ends = (m_row, length - m_row)
     if GROUP == 1:  # no loop, which would cost registers
         dk, dv = _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, mask, span, g, H, T, other, ends,
-                                  strides, factors, dropped, events, bias, side, D, DV, BD, BDV, BM, BN, KIND, HOW)
+                                  strides, factors, dropped, events, bias, side, (D, DV, BD, BDV), BM, BN, KIND, HOW)
     else:
         for h in range(g * GROUP, g * GROUP + GROUP):
             dk, dv = _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, mask, span, h, H, T, other, ends,
-                                      strides, factors, dropped, events, bias, side, D, DV, BD, BDV, BM, BN, KIND, HOW)
+                                      strides, factors, dropped, events, bias, side, (D, DV, BD, BDV), BM, BN, KIND,
+                                      HOW)
     dv *= share(factors[1], mask[4], KIND[6]) if KIND[5] else 1.0
-    store_rows(dk_target, dk * slope_of(factors, mask[4], KIND), begin + first, g, H // GROUP, begin + length, D, BD, BN)
+    dk *= slope_of(factors, mask[4], KIND)
+    store_rows(dk_target, dk, begin + first, g, H // GROUP, begin + length, D, BD, BN)
     store_rows(dv_target, dv, begin + first, g, H // GROUP, begin + length, DV, BDV, BN)

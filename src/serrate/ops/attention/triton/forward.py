@@ -63,10 +63,10 @@ def _block(q, m, total, acc, k_source, v_source, at, row, n, h, begin, strides, 
     q, scale = scaled(q, scale)
     s = product(q, k, PRECISION)
     keys = n + tl.arange(0, BN)
-    if bias is not None or KIND[5]:
+    if KIND[5] or KIND[7]:
         s = s * scale
         scale = 1.0
-    if bias is not None:
+    if KIND[7]:
         place, happened = key_side(bias, keys, row, begin, length, side[2])
         s = biased(s, bias, side[3], side[0][:, None] - place[None, :], side[1][:, None] - happened[None, :], KIND[5])
     if KIND[5]:
@@ -109,7 +109,8 @@ def _forward(q_source, k_source, v_source, out, lse, plan, count, T, factors, H,
     events = step
     if dropped[0] is not None:
         events = query_bits(dropped[0], h, begin + first + step)
-    side = queries_of_tile(bias, at, mask, begin + first + step, first + step < m_row, other, length, h)
+    side = queries_of_tile(bias, at, mask, begin + first + step, first + step < m_row, other, length, h,
+                           KIND[7])
     g = h // KIND[4]
     for i in range(blocks[0], blocks[1]):
         m, total, acc = _block(q, m, total, acc, k_source, v_source, at, mask, i * BN, g, other, strides, length,

@@ -11,8 +11,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .problem import FULL, GENERAL, Problem
+from .problem import ACTIVATIONS, FULL, GENERAL, Problem
 
+SILU = ACTIVATIONS.index("silu")
 WORTH_DESCRIBING = 4096  # events, below which describing tensors to the copy engine takes longer than it saves
 
 
@@ -64,9 +65,9 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     few = problem.dense and q.shape[1] <= 64 and width <= 128 and rows * heads >= 256  # enough to fill a device
     if few and softmax and not problem.tables:
         return _of_few_queries(min(64, block_width(q.shape[1])), own_heads, tma)
-    if problem.plain and softmax and own_heads and width <= 64 <= q.shape[0] < 48 * rows:
+    if problem.plain and own_heads and width <= 64 <= q.shape[0] < 48 * rows:
         return _of_short_rows(width)
-    if tma and problem.plain and softmax and on_hopper(q, k, v):
+    if tma and problem.plain and problem.activation <= SILU and on_hopper(q, k, v):
         return _on_hopper(width, heads_first, own_heads)
     return _of_any(width, heads_first, tma, problem.kind, problem.plain and softmax)
 

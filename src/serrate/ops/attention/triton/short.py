@@ -15,6 +15,7 @@ from torch import Tensor
 from .plan import Plan, Sizes, block_width
 from .problem import CAUSAL, Problem
 from .tile import base_2, load_rows, natural, store_rows, strides
+from .weigh import activated, activated_with_slope, share_of
 
 
 def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequence[Tensor]) -> None:
@@ -47,8 +48,9 @@ def _numbers(inputs: Sequence[Tensor], problem: Problem, sizes: Sizes) -> tuple:
     """What both kernels take after their tensors."""
     q, k, v = inputs
     events, heads, width = q.shape
-    return (events, problem.factor, heads, strides(q, k, v), width, v.shape[2], block_width(width),
-            block_width(v.shape[2]), sizes.tile, sizes.block, problem.kind == CAUSAL)
+    return (events, (problem.factor, share_of(problem)), heads, strides(q, k, v), width, v.shape[2],
+            block_width(width), block_width(v.shape[2]), sizes.tile, sizes.block, problem.kind == CAUSAL,
+            problem.activation, problem.normaliser == 0)
 
 
 @triton.jit
@@ -63,32 +65,51 @@ def _find_tile(plan, T, H, BM: tl.constexpr):
 
 @triton.jit
 def _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, scale, D: tl.constexpr,
-           DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr):
+           DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
+           ACT: tl.constexpr):
     """Let the queries of a tile see one block of keys: the running maximum, sum and weighted values."""
     low = tl.maximum(low, n)  # the last block of all is moved back to lie inside; what it repeats is not seen
     n = tl.minimum(n, T - BN)
     k = load_rows(k_source, n, h, strides[4], strides[5], end, D, BD, BN, True, False)
     v = load_rows(v_source, n, h, strides[7], strides[8], end, DV, BDV, BN, True, False)
     s = tl.dot(q, k.T)
-    if MASKED:
-        cols = n + tl.arange(0, BN)
-        s = tl.where((cols[None, :] < high[:, None]) & (cols[None, :] >= low[:, None]), s, float("-inf"))
-    top = tl.maximum(m, tl.max(s, 1) * scale)
-    p = tl.exp2(s * scale - top[:, None])
-    shrink = tl.exp2(m - top)
-    total = total * shrink + tl.sum(p, 1)
-    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
-    return top, total, acc
+    cols = n + tl.arange(0, BN)
+    seen = (cols[None, :] < high[:, None]) & (cols[None, :] >= low[:, None])
+    if ACT:
+        p = activated(s * scale, ACT, v.dtype == tl.bfloat16)
+        if MASKED:
+            p = tl.where(seen, p, 0.0)
+    else:
+        if MASKED:
+            s = tl.where(seen, s, float("-inf"))
+        top = tl.maximum(m, tl.max(s, 1) * scale)
+        p = tl.exp2(s * scale - top[:, None])
+        shrink = tl.exp2(m - top)
+        total = total * shrink + tl.sum(p, 1)
+        acc *= shrink[:, None]
+        m = top
+    return m, total, tl.dot(p.to(v.dtype), v, acc)
+
+
+@triton.jit
+def _share(factors, low, high, LENGTH: tl.constexpr):
+    """What pointwise weights are multiplied by, for events of rows from low to high."""
+    part = factors[1]
+    if LENGTH:
+        part = (1.0 / tl.maximum(high - low, 1).to(tl.float32))[:, None]
+    return part
 
 
 @triton.jit(do_not_specialize=["T"])
-def _forward(q_source, k_source, v_source, out, lse, plan, T, scale, H, strides, D: tl.constexpr, DV: tl.constexpr,
-             BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr):
+def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H, strides, D: tl.constexpr, DV: tl.constexpr,
+             BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr,
+             ACT: tl.constexpr, LENGTH: tl.constexpr):
     """Attend from BM packed events to the one range of events that their rows span."""
     first, h, begin, end = _find_tile(plan, T, H, BM)
     rows = first + tl.arange(0, BM)
     low = tl.load(plan + rows, mask=rows < T, other=0)
     high = tl.load(plan + T + rows, mask=rows < T, other=0)
+    part = _share(factors, low, high, LENGTH)
     unmasked = begin
     if begin == tl.max(low, 0):  # one row alone
         unmasked = first if CAUSAL else end
@@ -101,19 +122,23 @@ def _forward(q_source, k_source, v_source, out, lse, plan, T, scale, H, strides,
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BDV], tl.float32)
     for n in range(begin, unmasked, BN):
-        m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, scale, D, DV, BD,
-                               BDV, BN, False)
+        m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, factors[0], D,
+                               DV, BD, BDV, BN, False, ACT)
     for n in range(unmasked, end, BN):
-        m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, scale, D, DV, BD,
-                               BDV, BN, True)
-    tl.store(lse + tl.cast(h, tl.int64) * T + rows, m + tl.log2(total), mask=rows < T)
-    store_rows(out, acc * (1.0 / total)[:, None], first, h, H, T, DV, BDV, BM)
+        m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, factors[0], D,
+                               DV, BD, BDV, BN, True, ACT)
+    if ACT:
+        acc *= part
+    else:
+        tl.store(lse + tl.cast(h, tl.int64) * T + rows, m + tl.log2(total), mask=rows < T)
+        acc *= (1.0 / total)[:, None]
+    store_rows(out, acc, first, h, H, T, DV, BDV, BM)
 
 
 @triton.jit(do_not_specialize=["T"])
 def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, plan, dq_target, dk_target, dv_target, T,
-              scale, H, strides, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
-              BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr):
+              factors, H, strides, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+              BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, ACT: tl.constexpr, LENGTH: tl.constexpr):
     """All gradients of BM packed events in one pass over the one range of events that their rows span."""
     first, h, begin, end = _find_tile(plan, T, H, BM)
     rows = first + tl.arange(0, BM)
@@ -123,13 +148,15 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
     k = load_rows(k_source, first, h, strides[4], strides[5], T, D, BD, BM, False, False)
     v = load_rows(v_source, first, h, strides[7], strides[8], T, DV, BDV, BM, False, False)
     do = load_rows(grad, first, h, H * DV, DV, T, DV, BDV, BM, False, False)
-    o = load_rows(out, first, h, H * DV, DV, T, DV, BDV, BM, False, False)
-    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    scale = factors[0]
     lse_source += tl.cast(h, tl.int64) * T
-    lse = tl.load(lse_source + rows, mask=rows < T, other=0.0)
-    if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
-        grad_lse += tl.cast(h, tl.int64) * T
-        delta -= base_2(tl.load(grad_lse + rows, mask=rows < T, other=0.0))
+    if not ACT:
+        o = load_rows(out, first, h, H * DV, DV, T, DV, BDV, BM, False, False)
+        delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+        lse = tl.load(lse_source + rows, mask=rows < T, other=0.0)
+        if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
+            grad_lse += tl.cast(h, tl.int64) * T
+            delta -= base_2(tl.load(grad_lse + rows, mask=rows < T, other=0.0))
     dq = tl.zeros([BM, BD], tl.float32)
     dk = tl.zeros([BM, BD], tl.float32)
     dv = tl.zeros([BM, BDV], tl.float32)
@@ -140,23 +167,39 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
         v_n = load_rows(v_source, at, h, strides[7], strides[8], end, DV, BDV, BN, True, False)
         q_n = load_rows(q_source, at, h, strides[1], strides[2], end, D, BD, BN, True, False)
         do_n = load_rows(grad, at, h, H * DV, DV, end, DV, BDV, BN, True, False)
-        o_n = load_rows(out, at, h, H * DV, DV, end, DV, BDV, BN, True, False)
-        delta_n = tl.sum(o_n.to(tl.float32) * do_n.to(tl.float32), 1)
-        lse_n = tl.load(lse_source + others)
-        if grad_lse is not None:
-            delta_n -= base_2(tl.load(grad_lse + others))
+        if not ACT:
+            o_n = load_rows(out, at, h, H * DV, DV, end, DV, BDV, BN, True, False)
+            delta_n = tl.sum(o_n.to(tl.float32) * do_n.to(tl.float32), 1)
+            lse_n = tl.load(lse_source + others)
+            if grad_lse is not None:
+                delta_n -= base_2(tl.load(grad_lse + others))
         same = (others[None, :] >= tl.maximum(low, n)[:, None]) & (others[None, :] < high[:, None])
         seen = same & (others[None, :] <= rows[:, None]) if CAUSAL else same
-        p = tl.exp2(tl.dot(q, k_n.T) * scale - lse[:, None])
-        p = tl.where(seen, p, 0.0)
-        ds = p * (tl.dot(do, v_n.T) - delta[:, None])
+        if ACT:
+            _, change = activated_with_slope(tl.dot(q, k_n.T) * scale, ACT, k.dtype == tl.bfloat16)
+            ds = tl.where(seen, change, 0.0) * tl.dot(do, v_n.T)
+        else:
+            p = tl.exp2(tl.dot(q, k_n.T) * scale - lse[:, None])
+            p = tl.where(seen, p, 0.0)
+            ds = p * (tl.dot(do, v_n.T) - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k_n, dq)
         seen = same & (others[None, :] >= rows[:, None]) if CAUSAL else same
-        p = tl.exp2(tl.dot(k, q_n.T) * scale - lse_n[None, :])
-        p = tl.where(seen, p, 0.0)
-        dv = tl.dot(p.to(k.dtype), do_n, dv)
-        ds = p * (tl.dot(v, do_n.T) - delta_n[None, :])
+        if ACT:
+            p, change = activated_with_slope(tl.dot(k, q_n.T) * scale, ACT, k.dtype == tl.bfloat16)
+            p = tl.where(seen, p, 0.0)
+            dv = tl.dot(p.to(k.dtype), do_n, dv)
+            ds = tl.where(seen, change, 0.0) * tl.dot(v, do_n.T)
+        else:
+            p = tl.exp2(tl.dot(k, q_n.T) * scale - lse_n[None, :])
+            p = tl.where(seen, p, 0.0)
+            dv = tl.dot(p.to(k.dtype), do_n, dv)
+            ds = p * (tl.dot(v, do_n.T) - delta_n[None, :])
         dk = tl.dot(ds.to(k.dtype), q_n, dk)
-    store_rows(dq_target, dq * natural(scale), first, h, H, T, D, BD, BM)
-    store_rows(dk_target, dk * natural(scale), first, h, H, T, D, BD, BM)
+    factor = natural(scale)
+    if ACT:
+        part = _share(factors, low, high, LENGTH)
+        dv *= part
+        factor = scale * part
+    store_rows(dq_target, dq * factor, first, h, H, T, D, BD, BM)
+    store_rows(dk_target, dk * factor, first, h, H, T, D, BD, BM)
     store_rows(dv_target, dv, first, h, H, T, DV, BDV, BM)

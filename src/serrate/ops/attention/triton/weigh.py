@@ -23,14 +23,12 @@ COPIES = 64  # of each sum, so that few programs at a time add to the same one
 
 
 @triton.jit
-def sigmoid(x, FAST: tl.constexpr):
-    """1 / (1 + exp(-x)); FAST: by the device's approximation of tanh, good to 12 bits: more than bfloat16 keeps."""
+def tanh(x, FAST: tl.constexpr):
+    """FAST: the device's approximation, good to 12 bits: more than bfloat16 keeps."""
     if FAST:
-        half = 0.5 * x
-        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1)
-        y = 0.5 * t + 0.5
+        y = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
-        y = 1.0 / (1.0 + tl.exp2(x * -1.4426950408889634))
+        y = 1.0 - 2.0 / (1.0 + tl.exp2(x * 2.8853900817779268))
     return y
 
 
@@ -38,7 +36,8 @@ def sigmoid(x, FAST: tl.constexpr):
 def activated(x, ACT: tl.constexpr, FAST: tl.constexpr):
     """The weights of scores x, before the normaliser."""
     if ACT == 1:
-        p = x * sigmoid(x, FAST)
+        half = 0.5 * x
+        p = half * tanh(half, FAST) + half
     elif ACT == 2:
         p = x * (0.5 * tl.erf(x * 0.7071067811865476) + 0.5)
     elif ACT == 3:
@@ -53,9 +52,10 @@ def activated(x, ACT: tl.constexpr, FAST: tl.constexpr):
 def activated_with_slope(x, ACT: tl.constexpr, FAST: tl.constexpr):
     """The weights of scores x, and their derivatives."""
     if ACT == 1:
-        y = sigmoid(x, FAST)
-        p = x * y
-        slope = y + p * (1.0 - y)
+        half = 0.5 * x
+        t = tanh(half, FAST)
+        p = half * t + half
+        slope = 0.5 * (half * (1.0 - t * t) + t) + 0.5
     elif ACT == 2:
         y = 0.5 * tl.erf(x * 0.7071067811865476) + 0.5
         p = x * y
@@ -73,11 +73,7 @@ def activated_with_slope(x, ACT: tl.constexpr, FAST: tl.constexpr):
 @triton.jit
 def slope_of(factors, history, KIND: tl.constexpr):
     """What the gradients of scores are multiplied by on their way to queries and keys."""
-    if KIND[5]:
-        slope = factors[0] * share(factors[1], history, KIND[6])
-    else:
-        slope = natural(factors[0])
-    return slope
+    return factors[0] * share(factors[1], history, KIND[6]) if KIND[5] else natural(factors[0])
 
 
 @triton.jit
@@ -128,24 +124,24 @@ def first_time(bias, begin, length):
 
 
 @triton.jit
-def queries_of_tile(bias, at, row, events, inside, begin, length, h):
+def queries_of_tile(bias, at, row, events, inside, begin, length, h, BIASED: tl.constexpr):
     """Return `query_side` of a tile, `first_time` of its row, whose keys begin at `begin`, and its head."""
     stand = at
     asked = at
     first = tl.cast(begin, tl.int64)
-    if bias is not None:
+    if BIASED:
         first = first_time(bias, begin, length)
         stand, asked = query_side(bias, at, row, events, inside, first)
     return stand, asked, first, h
 
 
 @triton.jit
-def keys_of_tile(bias, keys, row, begin, length):
+def keys_of_tile(bias, keys, row, begin, length, BIASED: tl.constexpr):
     """Return `key_side` of a tile and `first_time` of its row."""
     place = keys
     happened = keys
     first = tl.cast(begin, tl.int64)
-    if bias is not None:
+    if BIASED:
         first = first_time(bias, begin, length)
         place, happened = key_side(bias, keys, row, begin, length, first)
     return place, happened, first
@@ -206,9 +202,9 @@ def biased(x, bias, h, distance, difference, ACT: tl.constexpr):
 
 
 def kind(problem: Problem, group: int) -> tuple:
-    """Return what kernels are compiled for: mask, shape of rows, heads that share keys, activation, normaliser."""
+    """Return what kernels are compiled for: mask, shape of rows, heads that share keys, weights, whether biased."""
     return (problem.kind, problem.self_attention, problem.dense, problem.per_row, group, problem.activation,
-            problem.normaliser == 0)
+            problem.normaliser == 0, bool(problem.tables))
 
 
 def share_of(problem: Problem) -> float:
@@ -305,6 +301,9 @@ def add_to_tables(ds, sums, bias, side, place, happened, seen, part, SKEWED: tl.
         index = bucket(bias, side[1][:, None] - happened[None, :])
         low = tl.min(tl.min(tl.where(seen, index, bias[4]), 1), 0)
         high = tl.max(tl.max(tl.where(seen, index, 0), 1), 0)
-        for n in range(low, high + 1):  # cheaper than an addition in memory for each pair, even of 40 buckets
-            of_bucket = tl.sum(tl.sum(tl.where(index == n, ds, 0.0), 1), 0)
-            tl.atomic_add(target + n, (of_bucket * unit).to(tl.int64), sem="relaxed")
+        if high - low < 6:  # few buckets, as far from the diagonal: one sum for each
+            for n in range(low, high + 1):
+                of_bucket = tl.sum(tl.sum(tl.where(index == n, ds, 0.0), 1), 0)
+                tl.atomic_add(target + n, (of_bucket * unit).to(tl.int64), sem="relaxed")
+        else:
+            tl.atomic_add(target + index, (ds * unit).to(tl.int64), mask=seen & (index >= 0), sem="relaxed")

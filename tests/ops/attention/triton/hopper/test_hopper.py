@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from serrate.ops.attention import Mask, Rows, Settings, attention
+from serrate.ops.attention import Mask, Rows, Settings, Weights, attention
 from serrate.ops.attention.cases import CAUSAL, Case
 from serrate.testing import assert_within_budget
 from serrate.testing.attention import check, run
@@ -32,7 +32,8 @@ def chosen(case: Case, tensors) -> tuple[bool, bool]:
     from serrate.ops.attention.triton.problem import make_problem
 
     offsets = case.tensors(device="cuda")[3]
-    return tiling(make_problem(Rows(offsets, offsets, (0, 0)), Settings(case.mask, 1.0)), *tensors).hopper
+    settings = Settings(case.mask, 1.0, Weights(case.activation, case.normaliser))
+    return tiling(make_problem(Rows(offsets, offsets, (0, 0)), settings), *tensors).hopper
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -48,6 +49,18 @@ def test_every_width_over_tiles_and_blocks(width, lengths, mask, dtype):
         run(name, case, tensors, dtype=dtype).grads for name, dtype in (
             ("triton", None), ("reference", torch.float64), ("varlen", None)))
     assert_within_budget(grads, exact, rough, gradient=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("normaliser", [300.0, "length"])
+@pytest.mark.parametrize("mask", [CAUSAL, Mask()], ids=["causal", "full"])
+@pytest.mark.parametrize("lengths", [ODD, LONG], ids=["odd", "long"])
+@pytest.mark.parametrize("width", [40, 64, 96, 128])
+def test_pointwise_weights(width, lengths, mask, normaliser, dtype):
+    case = Case("", lengths, width=width, mask=mask, activation="silu", normaliser=normaliser)
+    tensors = case.tensors(dtype, "cuda")[:3]
+    assert chosen(case, tensors) == (True, True)
+    check("triton", case, tensors)
 
 
 @pytest.mark.parametrize("changes", [

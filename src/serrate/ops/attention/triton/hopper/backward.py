@@ -22,9 +22,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
-from .forward import barriers, count_blocks, describe, find_tile, store_rows
+from .forward import barriers, changed, count_blocks, describe, find_tile, share, silu, slope, store_rows, weights_of
 
-LN_2, LOG2_E = gl.constexpr(0.6931471805599453), gl.constexpr(1.4426950408889634)
 TILE = 128  # events of a tile: 64 for each of two warp groups
 
 
@@ -40,10 +39,10 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     out, lse = results
     dq, dk, dv = gradients
     events, heads, width = q.shape
-    delta = torch.empty_like(lse)
+    lse, delta = (None, None) if problem.pointwise else (lse, torch.empty_like(lse))
     tiles = plan.queries(TILE)
     count = tiles.shape[1]
-    numbers = (tiles, count, events, problem.scale * LOG2_E.value, heads, width, v.shape[2], problem.kind == CAUSAL,
+    numbers = (tiles, count, events, *weights_of(problem), heads, width, v.shape[2], problem.kind == CAUSAL,
                plan.tiling.heads_first)
     own, block = TILE // 2, 64
     _queries[(count * heads,)](
@@ -76,7 +75,7 @@ def _buffers(a_desc, b_desc, N: gl.constexpr):
 
 
 @gluon.jit
-def _load_queries(k_desc, v_desc, q_desc, grad_desc, lse, delta, memory, place, start, blocks, T):
+def _load_queries(k_desc, v_desc, q_desc, grad_desc, sums, memory, place, start, blocks, T):
     """Load a tile of keys and values, and all blocks of queries that see it."""
     k_smem, v_smem, q_smem, grad_smem, lse_smem, delta_smem, own_full, full, empty = memory
     first, h, _begin, end = place
@@ -84,30 +83,33 @@ def _load_queries(k_desc, v_desc, q_desc, grad_desc, lse, delta, memory, place, 
     BN: gl.constexpr = q_smem.shape[1]
     layout: gl.constexpr = gl.BlockedLayout([2], [32], [1], [0])
     _load_own(k_desc, v_desc, k_smem, v_smem, own_full.index(0), first, h)
-    lse += gl.cast(h, gl.int64) * T
-    delta += gl.cast(h, gl.int64) * T
+    if sums[0] is not None:
+        lse = sums[0] + gl.cast(h, gl.int64) * T
+        delta = sums[1] + gl.cast(h, gl.int64) * T
     rows = start + gl.arange(0, BN, layout)
     for j in range(blocks):
         stage = j % S
         barrier = full.index(stage)
-        sums = gl.load(lse + rows, mask=rows < end, other=1e30)  # a query past the row's end gives weight 0
-        deltas = gl.load(delta + rows, mask=rows < end, other=0.0)
+        if sums[0] is not None:
+            past = gl.load(lse + rows, mask=rows < end, other=1e30)  # a query past the row's end gives weight 0
+            deltas = gl.load(delta + rows, mask=rows < end, other=0.0)
         mbarrier.wait(empty.index(stage), ((j // S) & 1) ^ 1)
         mbarrier.expect(barrier, q_desc.block_type.nbytes + grad_desc.block_type.nbytes)
         tma.async_copy_global_to_shared(q_desc, [start + j * BN, h, 0], barrier, q_smem.index(stage))
         tma.async_copy_global_to_shared(grad_desc, [start + j * BN, h, 0], barrier, grad_smem.index(stage))
-        lse_smem.index(stage).store(sums)
-        delta_smem.index(stage).store(deltas)
+        if sums[0] is not None:
+            lse_smem.index(stage).store(past)
+            delta_smem.index(stage).store(deltas)
         mbarrier.arrive(barrier)
         rows += BN
 
 
 @gluon.jit
-def _add_to_keys(memory, place, start, blocks, dk_target, dv_target, scale, H, WHICH: gl.constexpr, D: gl.constexpr,
-                 DV: gl.constexpr, CAUSAL: gl.constexpr):
+def _add_to_keys(memory, place, start, blocks, dk_target, dv_target, factors, H, WHICH: gl.constexpr, D: gl.constexpr,
+                 DV: gl.constexpr, CAUSAL: gl.constexpr, ACT: gl.constexpr):
     """The gradients of one warp group's keys and values."""
     k_smem, v_smem, q_smem, grad_smem, lse_smem, delta_smem, own_full, full, empty = memory
-    first, h, _begin, end = place
+    first, h, begin, end = place
     S: gl.constexpr = q_smem.shape[0]
     BM: gl.constexpr = k_smem.shape[1]
     BN: gl.constexpr = q_smem.shape[1]
@@ -132,28 +134,43 @@ def _add_to_keys(memory, place, start, blocks, dk_target, dv_target, scale, H, W
         grad = grad_smem.index(stage).reshape([BN, BD])
         scores = warpgroup_mma(k, q.permute([1, 0]), zeros, use_acc=False, is_async=True)
         dots = warpgroup_mma(v, grad.permute([1, 0]), zeros, use_acc=False, is_async=True)
-        sums = lse_smem.index(stage).load(s_cols)
-        s = warpgroup_mma_wait(1, [scores])
-        p = gl.exp2(s * scale - sums[None, :])
+        n = start + j * BN
+        if ACT:
+            s = warpgroup_mma_wait(1, [scores])
+            p, change = silu(s * (0.5 * factors[0]), dtype == gl.bfloat16)
+            if n + BN > end:  # of a softmax, queries past the row's end have a log-sum-exp that makes it 0
+                there = (n + gl.arange(0, BN, s_cols) < end)[None, :]
+                p = gl.where(there, p, 0.0)
+                change = gl.where(there, change, -1.0 if ACT else 0.0)
+        else:
+            sums = lse_smem.index(stage).load(s_cols)
+            s = warpgroup_mma_wait(1, [scores])
+            p = gl.exp2(s * factors[0] - sums[None, :])
+            change = p
         if CAUSAL:
-            n = start + j * BN
-            if n < first + BM:
-                p = gl.where((n + gl.arange(0, BN, s_cols))[None, :] >= keys[:, None], p, 0.0)
+            late = n < first + BM
+            if late:
+                seen = (n + gl.arange(0, BN, s_cols))[None, :] >= keys[:, None]
+                p = gl.where(seen, p, 0.0)
+                change = gl.where(seen, change, -1.0 if ACT else 0.0)
         weights = gl.convert_layout(p.to(dtype), p_layout)
         dp = warpgroup_mma_wait(0, [dots])
         dv_next = warpgroup_mma(weights, grad, dv, is_async=True)
-        deltas = delta_smem.index(stage).load(s_cols)
-        ds = gl.convert_layout((p * (dp - deltas[None, :])).to(dtype), p_layout)
+        if not ACT:
+            dp = dp - delta_smem.index(stage).load(s_cols)[None, :]
+        ds = gl.convert_layout(changed(change, dp, ACT).to(dtype), p_layout)
         dk_next = warpgroup_mma(ds, q, dk, is_async=True)
         dv, dk, weights, ds = warpgroup_mma_wait(0, [dv_next, dk_next, weights, ds])
         mbarrier.arrive(empty.index(stage))
+    if ACT:
+        dv = dv * share(factors, begin, end, ACT)
     store_rows(dv_target, dv.to(dtype), first, h, end, H, DV)
-    store_rows(dk_target, (dk * (scale * LN_2)).to(dtype), first, h, end, H, D)
+    store_rows(dk_target, (dk * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
 
 
 @gluon.jit(do_not_specialize=["T", "count"])
-def _keys(k_desc, v_desc, q_desc, grad_desc, lse, delta, dk, dv, plan, count, T, scale, H, D: gl.constexpr,
-          DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
+def _keys(k_desc, v_desc, q_desc, grad_desc, lse, delta, dk, dv, plan, count, T, factors, ACT: gl.constexpr, H,
+          D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
     """The gradients of a tile of keys and values, from the one range of queries that can see them."""
     S: gl.constexpr = 2
     BN: gl.constexpr = q_desc.block_type.shape[0]
@@ -168,13 +185,14 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, lse, delta, dk, dv, plan, count, T,
         row: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
         lse_smem = gl.allocate_shared_memory(gl.float32, [S, BN], row)
         delta_smem = gl.allocate_shared_memory(gl.float32, [S, BN], row)
+        sums = (lse, delta)
         memory = (k_smem, v_smem, q_smem, grad_smem, lse_smem, delta_smem, barriers(1, 1), barriers(S, 2),
                   barriers(S, 2))
         fence_async_shared()
         gl.warp_specialize([
-            (_add_to_keys, (memory, place, start, blocks, dk, dv, scale, H, 0, D, DV, CAUSAL)),
-            (_add_to_keys, (memory, place, start, blocks, dk, dv, scale, H, 1, D, DV, CAUSAL)),
-            (_load_queries, (k_desc, v_desc, q_desc, grad_desc, lse, delta, memory, place, start, blocks, T)),
+            (_add_to_keys, (memory, place, start, blocks, dk, dv, factors, H, 0, D, DV, CAUSAL, ACT)),
+            (_add_to_keys, (memory, place, start, blocks, dk, dv, factors, H, 1, D, DV, CAUSAL, ACT)),
+            (_load_queries, (k_desc, v_desc, q_desc, grad_desc, sums, memory, place, start, blocks, T)),
         ], [4, 1], [232, 40])
 
 
@@ -211,8 +229,8 @@ def _delta(out, grad, first, h, end, H, DV: gl.constexpr, BM: gl.constexpr, BD: 
 
 
 @gluon.jit
-def _add_to_queries(memory, place, blocks, tensors, T, scale, H, WHICH: gl.constexpr, D: gl.constexpr,
-                    DV: gl.constexpr, CAUSAL: gl.constexpr):
+def _add_to_queries(memory, place, blocks, tensors, T, factors, H, WHICH: gl.constexpr, D: gl.constexpr,
+                    DV: gl.constexpr, CAUSAL: gl.constexpr, ACT: gl.constexpr):
     """The gradient of one warp group's queries, and their delta."""
     out, grad, grad_lse, lse, delta_target, dq_target = tensors
     q_smem, grad_smem, k_smem, v_smem, own_full, full, empty = memory
@@ -228,12 +246,13 @@ def _add_to_queries(memory, place, blocks, tensors, T, scale, H, WHICH: gl.const
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     first += WHICH * BM
     rows = first + gl.arange(0, BM, s_rows)
-    at = gl.cast(h, gl.int64) * T + rows
-    deltas = gl.convert_layout(_delta(out, grad, first, h, end, H, DV, BM, BD), s_rows)
-    if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
-        deltas -= gl.load(grad_lse + at, mask=rows < end, other=0.0) * LOG2_E
-    gl.store(delta_target + at, deltas, mask=rows < end)
-    sums = gl.load(lse + at, mask=rows < end, other=0.0)
+    if not ACT:
+        at = gl.cast(h, gl.int64) * T + rows
+        deltas = gl.convert_layout(_delta(out, grad, first, h, end, H, DV, BM, BD), s_rows)
+        if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
+            deltas -= gl.load(grad_lse + at, mask=rows < end, other=0.0) * 1.4426950408889634
+        gl.store(delta_target + at, deltas, mask=rows < end)
+        sums = gl.load(lse + at, mask=rows < end, other=0.0)
     high = rows * 0 + end
     safe = end
     if CAUSAL:
@@ -252,20 +271,26 @@ def _add_to_queries(memory, place, blocks, tensors, T, scale, H, WHICH: gl.const
         dots = warpgroup_mma(do, v_smem.index(stage).reshape([BN, BD]).permute([1, 0]), zeros, use_acc=False,
                              is_async=True)
         s = warpgroup_mma_wait(1, [scores])
-        p = gl.exp2(s * scale - sums[:, None])
+        if ACT:
+            _, change = silu(s * (0.5 * factors[0]), dtype == gl.bfloat16)
+        else:
+            change = gl.exp2(s * factors[0] - sums[:, None])
         n = begin + j * BN
         if n + BN > safe:
-            p = gl.where((n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < high[:, None], p, 0.0)
+            seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < high[:, None]
+            change = gl.where(seen, change, -1.0 if ACT else 0.0)
         dp = warpgroup_mma_wait(0, [dots])
-        ds = gl.convert_layout((p * (dp - deltas[:, None])).to(dtype), p_layout)
+        if not ACT:
+            dp = dp - deltas[:, None]
+        ds = gl.convert_layout(changed(change, dp, ACT).to(dtype), p_layout)
         dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
         mbarrier.arrive(empty.index(stage))
-    store_rows(dq_target, (dq * (scale * LN_2)).to(dtype), first, h, end, H, D)
+    store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
 
 
 @gluon.jit(do_not_specialize=["T", "count"])
-def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad, grad_lse, lse, delta, dq, plan, count, T, scale, H,
-             D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
+def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad, grad_lse, lse, delta, dq, plan, count, T, factors,
+             ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
     """The gradient of a tile of queries; on the way delta, the sum of out · grad of each, for `_keys`."""
     BN: gl.constexpr = k_desc.block_type.shape[0]
     S: gl.constexpr = 2
@@ -278,7 +303,7 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad, grad_lse, lse, delta,
         fence_async_shared()
         tensors = (out, grad, grad_lse, lse, delta, dq)
         gl.warp_specialize([
-            (_add_to_queries, (memory, place, blocks, tensors, T, scale, H, 0, D, DV, CAUSAL)),
-            (_add_to_queries, (memory, place, blocks, tensors, T, scale, H, 1, D, DV, CAUSAL)),
+            (_add_to_queries, (memory, place, blocks, tensors, T, factors, H, 0, D, DV, CAUSAL, ACT)),
+            (_add_to_queries, (memory, place, blocks, tensors, T, factors, H, 1, D, DV, CAUSAL, ACT)),
             (_load_keys, (q_desc, grad_desc, k_desc, v_desc, memory, place, blocks)),
         ], [4, 1], [240, 24])

@@ -26,9 +26,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
-from .forward import barriers, count_blocks, describe, find_tile, store_rows
+from .forward import barriers, changed, count_blocks, describe, find_tile, share, silu, slope, store_rows, weights_of
 
-LN_2, LOG2_E = gl.constexpr(0.6931471805599453), gl.constexpr(1.4426950408889634)
 TILE = 64  # events of a tile: what one matrix instruction takes
 TERMS = 16  # columns of `_store_terms`: the least that a product sums over
 
@@ -57,10 +56,11 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     out, lse = results
     dq, dk, dv = gradients
     events, heads, width = q.shape
-    terms = q.new_empty((events, heads, TERMS), dtype=torch.bfloat16)
+    pointwise = problem.pointwise
+    terms = None if pointwise else q.new_empty((events, heads, TERMS), dtype=torch.bfloat16)
     tiles = plan.queries(TILE)
     count = tiles.shape[1]
-    numbers = (tiles, count, events, problem.scale * LOG2_E.value, heads, width, v.shape[2], problem.kind == CAUSAL,
+    numbers = (tiles, count, events, *weights_of(problem), heads, width, v.shape[2], problem.kind == CAUSAL,
                plan.tiling.heads_first)
     size = _QUERIES
     _queries[(count * heads,)](
@@ -69,7 +69,8 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     size = _KEYS
     _keys[(count * heads,)](
         describe(k, TILE), describe(v, TILE), describe(q, size.block), describe(grad, size.block),
-        _describe_terms(terms, size.block), dk, dv, *numbers, size.stages, num_warps=4, maxnreg=size.registers)
+        None if terms is None else _describe_terms(terms, size.block), dk, dv, *numbers, size.stages, num_warps=4,
+        maxnreg=size.registers)
 
 
 def _describe_terms(x: Tensor, block: int) -> TensorDescriptor:
@@ -104,8 +105,9 @@ def _buffer(desc, N: gl.constexpr):
 
 
 @gluon.jit(do_not_specialize=["T", "count"])
-def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, plan, count, T, scale, H,
-          D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr, S: gl.constexpr):
+def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, plan, count, T, factors,
+          ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr,
+          S: gl.constexpr):
     """The gradients of a tile of keys and values, from the one range of queries that can see them."""
     BM: gl.constexpr = k_desc.block_type.shape[0]
     BN: gl.constexpr = q_desc.block_type.shape[0]
@@ -116,15 +118,21 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
     a_layout: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
     p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     s_cols: gl.constexpr = gl.SliceLayout(0, s_layout)
-    first, h, start, end = find_tile(plan, count, H, False, HEADS_FIRST)
+    first, h, begin, end = find_tile(plan, count, H, False, HEADS_FIRST)
     if first < end:
+        start = begin
         if CAUSAL:
             start = first
         blocks = (end - start + BN - 1) // BN
         k_smem, v_smem = _buffer(k_desc, 1), _buffer(v_desc, 1)
-        q_smem, grad_smem, terms_smem = _buffer(q_desc, S), _buffer(grad_desc, S), _buffer(terms_desc, S)
-        descs = (q_desc, grad_desc, terms_desc)
-        buffers = (q_smem, grad_smem, terms_smem)
+        q_smem, grad_smem = _buffer(q_desc, S), _buffer(grad_desc, S)
+        if ACT:
+            descs = (q_desc, grad_desc)
+            buffers = (q_smem, grad_smem)
+        else:
+            terms_smem = _buffer(terms_desc, S)
+            descs = (q_desc, grad_desc, terms_desc)
+            buffers = (q_smem, grad_smem, terms_smem)
         own, full = barriers(1, 1), barriers(S, 1)
         fence_async_shared()
         _load((k_desc, v_desc), (k_smem, v_smem), own, 0, 1, first, h)
@@ -147,29 +155,41 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
             mbarrier.wait(full.index(stage), (j // S) & 1)
             q = q_smem.index(stage).reshape([BN, BD])
             grad = grad_smem.index(stage).reshape([BN, BD])
-            terms = terms_smem.index(stage).reshape([BN, 16]).permute([1, 0])
-            scores = warpgroup_mma(take_lse, terms, zeros, use_acc=False, is_async=True)
-            scores = warpgroup_mma(k, q.permute([1, 0]), scores, is_async=True)
-            dots = warpgroup_mma(take_delta, terms, zeros, use_acc=False, is_async=True)
-            dots = warpgroup_mma(v, grad.permute([1, 0]), dots, is_async=True)
-            s = warpgroup_mma_wait(2, [scores])
-            p = gl.exp2(s * scale)
+            if ACT:
+                scores = warpgroup_mma(k, q.permute([1, 0]), zeros, use_acc=False, is_async=True)
+                dots = warpgroup_mma(v, grad.permute([1, 0]), zeros, use_acc=False, is_async=True)
+                s = warpgroup_mma_wait(1, [scores])
+                p, change = silu(s * (0.5 * factors[0]), dtype == gl.bfloat16)
+            else:
+                terms = terms_smem.index(stage).reshape([BN, 16]).permute([1, 0])
+                scores = warpgroup_mma(take_lse, terms, zeros, use_acc=False, is_async=True)
+                scores = warpgroup_mma(k, q.permute([1, 0]), scores, is_async=True)
+                dots = warpgroup_mma(take_delta, terms, zeros, use_acc=False, is_async=True)
+                dots = warpgroup_mma(v, grad.permute([1, 0]), dots, is_async=True)
+                s = warpgroup_mma_wait(2, [scores])
+                p = gl.exp2(s * factors[0])
+                change = p
             if CAUSAL:
                 if (n < first + BM) | (n + BN > end):
-                    p = gl.where((rows[None, :] >= keys[:, None]) & (rows < end)[None, :], p, 0.0)
+                    seen = (rows[None, :] >= keys[:, None]) & (rows < end)[None, :]
+                    p = gl.where(seen, p, 0.0)
+                    change = gl.where(seen, change, -1.0 if ACT else 0.0)
             else:
                 if n + BN > end:
                     p = gl.where((rows < end)[None, :], p, 0.0)
+                    change = gl.where((rows < end)[None, :], change, -1.0 if ACT else 0.0)
             weights = gl.convert_layout(p.to(dtype), p_layout)
             dp = warpgroup_mma_wait(0, [dots])
             dv_next = warpgroup_mma(weights, grad, dv, is_async=True)
-            ds = gl.convert_layout((p * dp).to(dtype), p_layout)
+            ds = gl.convert_layout(changed(change, dp, ACT).to(dtype), p_layout)
             dk_next = warpgroup_mma(ds, q, dk, is_async=True)
             dv, dk, weights, ds = warpgroup_mma_wait(0, [dv_next, dk_next, weights, ds])
             gl.thread_barrier()  # all warps are through with the block
             _load(descs, buffers, full, j + S, blocks, n + S * BN, h)
+        if ACT:
+            dv = dv * share(factors, begin, end, ACT)
         store_rows(dv_target, dv.to(dtype), first, h, end, H, DV)
-        store_rows(dk_target, (dk * (scale * LN_2)).to(dtype), first, h, end, H, D)
+        store_rows(dk_target, (dk * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
 
 
 # --- gradients of queries ---
@@ -207,8 +227,9 @@ def _store_terms(target, lse, delta, first, h, end, H, scale):
 
 
 @gluon.jit(do_not_specialize=["T", "count"])
-def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_target, plan, count, T, scale, H,
-             D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr, S: gl.constexpr):
+def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_target, plan, count, T, factors,
+             ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr,
+             S: gl.constexpr):
     """The gradient of a tile of queries; on the way delta, the sum of out · grad of each, for `_keys`."""
     BM: gl.constexpr = q_desc.block_type.shape[0]
     BN: gl.constexpr = k_desc.block_type.shape[0]
@@ -229,19 +250,24 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
         _load((q_desc, grad_desc), (q_smem, grad_smem), own, 0, 1, first, h)
         for j in gl.static_range(S):
             _load((k_desc, v_desc), (k_smem, v_smem), full, j, blocks, begin + j * BN, h)
-        ours = _load_rows(out, first, h, end, H, DV, BM, BD, io)
-        rows_io = first + gl.arange(0, BM, gl.SliceLayout(1, io))
-        of_head = gl.cast(h, gl.int64) * T
-        past_io = gl.load(lse + of_head + rows_io, mask=rows_io < end, other=0.0)
-        mbarrier.wait(own.index(0), 0)
-        q = q_smem.index(0).reshape([BM, BD])
-        do = grad_smem.index(0).reshape([BM, BD])
-        deltas_io = gl.sum(ours * do.load(io).to(gl.float32), 1)
-        if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
-            deltas_io -= gl.load(grad_lse + of_head + rows_io, mask=rows_io < end, other=0.0) * LOG2_E
-        _store_terms(terms, past_io, deltas_io, first, h, end, H, scale)
-        past = gl.convert_layout(past_io, s_rows)
-        deltas = gl.convert_layout(deltas_io, s_rows)
+        if ACT:
+            mbarrier.wait(own.index(0), 0)
+            q = q_smem.index(0).reshape([BM, BD])
+            do = grad_smem.index(0).reshape([BM, BD])
+        else:
+            ours = _load_rows(out, first, h, end, H, DV, BM, BD, io)
+            rows_io = first + gl.arange(0, BM, gl.SliceLayout(1, io))
+            of_head = gl.cast(h, gl.int64) * T
+            past_io = gl.load(lse + of_head + rows_io, mask=rows_io < end, other=0.0)
+            mbarrier.wait(own.index(0), 0)
+            q = q_smem.index(0).reshape([BM, BD])
+            do = grad_smem.index(0).reshape([BM, BD])
+            deltas_io = gl.sum(ours * do.load(io).to(gl.float32), 1)
+            if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
+                deltas_io -= gl.load(grad_lse + of_head + rows_io, mask=rows_io < end, other=0.0) * 1.4426950408889634
+            _store_terms(terms, past_io, deltas_io, first, h, end, H, factors[0])
+            past = gl.convert_layout(past_io, s_rows)
+            deltas = gl.convert_layout(deltas_io, s_rows)
         rows = first + gl.arange(0, BM, s_rows)
         high = rows * 0 + end
         safe = end
@@ -258,13 +284,19 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
             dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
             s = warpgroup_mma_wait(1, [scores])
-            p = gl.exp2(s * scale - past[:, None])
+            if ACT:
+                _, change = silu(s * (0.5 * factors[0]), dtype == gl.bfloat16)
+            else:
+                change = gl.exp2(s * factors[0] - past[:, None])
             n = begin + j * BN
             if n + BN > safe:
-                p = gl.where((n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < high[:, None], p, 0.0)
+                seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < high[:, None]
+                change = gl.where(seen, change, -1.0 if ACT else 0.0)
             dp = warpgroup_mma_wait(0, [dots])
-            ds = gl.convert_layout((p * (dp - deltas[:, None])).to(dtype), p_layout)
+            if not ACT:
+                dp = dp - deltas[:, None]
+            ds = gl.convert_layout(changed(change, dp, ACT).to(dtype), p_layout)
             dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
             gl.thread_barrier()  # all warps are through with the block
             _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, n + S * BN, h)
-        store_rows(dq_target, (dq * (scale * LN_2)).to(dtype), first, h, end, H, D)
+        store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)

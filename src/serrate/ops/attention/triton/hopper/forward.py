@@ -28,8 +28,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..plan import Plan, block_width
 from ..problem import CAUSAL, Problem
+from ..weigh import share_of
 
-_LOG2_E = 1.4426950408889634
 _GROUP = 64  # queries of a warp group: what one matrix instruction takes
 
 
@@ -47,8 +47,13 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     count = tiles.shape[1]
     kernel[(count * heads,)](
         describe(q, _GROUP), describe(k, block), describe(v, block), *results, tiles, count, events,
-        problem.scale * _LOG2_E, heads, heads // k.shape[1], v.shape[2], problem.kind == CAUSAL, heads_first,
+        *weights_of(problem), heads, heads // k.shape[1], v.shape[2], problem.kind == CAUSAL, heads_first,
         num_warps=4)
+
+
+def weights_of(problem: Problem) -> tuple[tuple[float, float], int]:
+    """Return what scores and weights are multiplied by, and ACT: 0 softmax, 1 silu, 2 silu over the row's length."""
+    return (problem.factor, share_of(problem)), problem.activation and 1 + (problem.normaliser == 0)
 
 
 def describe(x: Tensor, block: int) -> TensorDescriptor:
@@ -94,8 +99,47 @@ def barriers(N: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit
-def _masked_part(q, k, first, end, n, scale, N: gl.constexpr, CAUSAL: gl.constexpr, p_layout: gl.constexpr,
-                 row_layout: gl.constexpr):
+def tanh(x, FAST: gl.constexpr):
+    """FAST: the device's approximation, good to 12 bits: more than bfloat16 keeps."""
+    if FAST:
+        y = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+    else:
+        y = 1.0 - 2.0 / (1.0 + gl.exp2(x * 2.8853900817779268))
+    return y
+
+
+@gluon.jit
+def silu(half, FAST: gl.constexpr):
+    """The weights of scores 2 half, and what twice their derivatives are above 1."""
+    t = tanh(half, FAST)
+    return half * t + half, half * (1.0 - t * t) + t
+
+
+@gluon.jit
+def changed(change, dp, ACT: gl.constexpr):
+    """The gradients of scores from those of their weights; of `silu`, twice as much: 0 where `change` is -1."""
+    return change * dp + dp if ACT else change * dp
+
+
+@gluon.jit
+def share(factors, begin, end, ACT: gl.constexpr):
+    """What pointwise weights of a row are multiplied by."""
+    part = factors[1]
+    if ACT == 2:
+        part = 1.0 / (end - begin).to(gl.float32)
+    return part
+
+
+@gluon.jit
+def slope(factors, begin, end, ACT: gl.constexpr):
+    """What the gradients of scores are multiplied by on their way to queries and keys."""
+    # `silu` gives twice the derivatives; a softmax counts in base 2
+    return 0.5 * factors[0] * share(factors, begin, end, ACT) if ACT else factors[0] * 0.6931471805599453
+
+
+@gluon.jit
+def _masked_part(q, k, first, end, n, scale, N: gl.constexpr, CAUSAL: gl.constexpr, ACT: gl.constexpr,
+                 p_layout: gl.constexpr, row_layout: gl.constexpr):
     """See the first N keys of a block at n that is the first to be seen: maxima, sums, weights of the whole block."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     BM: gl.constexpr = q.shape[0]
@@ -108,10 +152,17 @@ def _masked_part(q, k, first, end, n, scale, N: gl.constexpr, CAUSAL: gl.constex
     high = rows * 0 + end
     if CAUSAL:
         high = gl.minimum(high, rows + 1)
-    s = gl.where(cols[None, :] < high[:, None], s, float("-inf"))
-    m = gl.max(s, 1) * scale
-    p = gl.exp2(s * scale - m[:, None])
-    total = gl.sum(p, 1)
+    seen = cols[None, :] < high[:, None]
+    if ACT:
+        p, _ = silu(s * (0.5 * scale), k.dtype == gl.bfloat16)
+        p = gl.where(seen, p, 0.0)
+        m = gl.full([BM], 0.0, gl.float32, gl.SliceLayout(1, layout))
+        total = m
+    else:
+        s = gl.where(seen, s, float("-inf"))
+        m = gl.max(s, 1) * scale
+        p = gl.exp2(s * scale - m[:, None])
+        total = gl.sum(p, 1)
     p = p.to(k.dtype)
     if N < BN:
         p = gl.join(p, gl.full([BM, N], 0.0, k.dtype, layout)).permute([0, 2, 1]).reshape([BM, BN])
@@ -119,7 +170,8 @@ def _masked_part(q, k, first, end, n, scale, N: gl.constexpr, CAUSAL: gl.constex
 
 
 @gluon.jit
-def _masked_block(q, k, first, end, n, scale, CAUSAL: gl.constexpr, p_layout: gl.constexpr, row_layout: gl.constexpr):
+def _masked_block(q, k, first, end, n, scale, CAUSAL: gl.constexpr, ACT: gl.constexpr, p_layout: gl.constexpr,
+                  row_layout: gl.constexpr):
     """See the block of keys at n, the first to be seen; of a large one only half where the rest is masked anyway."""
     BN: gl.constexpr = k.shape[0]
     high = end
@@ -127,21 +179,39 @@ def _masked_block(q, k, first, end, n, scale, CAUSAL: gl.constexpr, p_layout: gl
         high = gl.minimum(end, first + q.shape[0])
     if BN == 128:
         if high - n <= BN // 2:
-            m, total, p = _masked_part(q, k, first, end, n, scale, BN // 2, CAUSAL, p_layout, row_layout)
+            m, total, p = _masked_part(q, k, first, end, n, scale, BN // 2, CAUSAL, ACT, p_layout, row_layout)
         else:
-            m, total, p = _masked_part(q, k, first, end, n, scale, BN, CAUSAL, p_layout, row_layout)
+            m, total, p = _masked_part(q, k, first, end, n, scale, BN, CAUSAL, ACT, p_layout, row_layout)
     else:
-        m, total, p = _masked_part(q, k, first, end, n, scale, BN, CAUSAL, p_layout, row_layout)
+        m, total, p = _masked_part(q, k, first, end, n, scale, BN, CAUSAL, ACT, p_layout, row_layout)
     return m, total, p
 
 
 @gluon.jit
-def _weigh(s, m, total, scale):
-    """Scores to weights: the running maximum and sum, the weights, and what earlier ones shrink by."""
-    top = gl.maximum(m, gl.max(s, 1) * scale)
-    p = gl.exp2(s * scale - top[:, None])
-    shrink = gl.exp2(m - top)
-    return top, total * shrink + gl.sum(p, 1), p, shrink
+def _weigh(s, m, total, scale, ACT: gl.constexpr, FAST: gl.constexpr):
+    """Scores to weights: the running maximum and sum, the weights, and what earlier ones shrink by (not pointwise)."""
+    if ACT:
+        p, _ = silu(s * (0.5 * scale), FAST)
+        shrink = m
+    else:
+        top = gl.maximum(m, gl.max(s, 1) * scale)
+        p = gl.exp2(s * scale - top[:, None])
+        shrink = gl.exp2(m - top)
+        m = top
+        total = total * shrink + gl.sum(p, 1)
+    return m, total, p, shrink
+
+
+@gluon.jit
+def _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV: gl.constexpr, ACT: gl.constexpr):
+    """Normalise and store the output of a tile, and of a softmax its log-sum-exp."""
+    if ACT:
+        acc = acc * share(factors, begin, end, ACT)
+    else:
+        o_rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
+        _store_lse(lse, m, total, first, h, end, T)
+        acc = acc * gl.convert_layout(1.0 / total, o_rows)[:, None]
+    store_rows(out, acc.to(out.dtype.element_ty), first, h, end, H, DV)
 
 
 @gluon.jit
@@ -180,8 +250,8 @@ def _load_pair(k_desc, v_desc, k_smem, v_smem, full, j, begin, n, g):
 
 
 @gluon.jit(do_not_specialize=["T", "count"])
-def _one_group(q_desc, k_desc, v_desc, out, lse, plan, count, T, scale, H, GROUP: gl.constexpr, DV: gl.constexpr,
-               CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
+def _one_group(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, ACT: gl.constexpr, H, GROUP: gl.constexpr,
+               DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
     """Attend from a tile of 64 queries to the keys of their row."""
     BM: gl.constexpr = q_desc.block_type.shape[0]
     BN: gl.constexpr = k_desc.block_type.shape[0]
@@ -208,8 +278,8 @@ def _one_group(q_desc, k_desc, v_desc, out, lse, plan, count, T, scale, H, GROUP
         _load_pair(k_desc, v_desc, k_smem, v_smem, full, 1, begin, last - BN, g)
         mbarrier.wait(full.index(0), 0)
         q = q_smem.reshape([BM, BD])
-        m, total, p = _masked_block(q, k_smem.index(0).reshape([BN, BD]), first, end, last, scale, CAUSAL, p_layout,
-                                    s_rows)
+        m, total, p = _masked_block(q, k_smem.index(0).reshape([BN, BD]), first, end, last, factors[0], CAUSAL, ACT,
+                                    p_layout, s_rows)
         zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
         acc = gl.full([BM, BD], 0.0, gl.float32, o_layout)
         gl.thread_barrier()  # all warps are through with the keys
@@ -221,18 +291,17 @@ def _one_group(q_desc, k_desc, v_desc, out, lse, plan, count, T, scale, H, GROUP
             scores = warpgroup_mma(q, keys, zeros, use_acc=False, is_async=True)
             sums = warpgroup_mma(p, values, acc, is_async=True)
             s = warpgroup_mma_wait(1, [scores])
-            m, total, fresh, shrink = _weigh(s, m, total, scale)
+            m, total, fresh, shrink = _weigh(s, m, total, factors[0], ACT, k_desc.dtype == gl.bfloat16)
             acc, p = warpgroup_mma_wait(0, [sums, p])
             gl.thread_barrier()
             _load_pair(k_desc, v_desc, k_smem, v_smem, full, j + S, begin, last - (j + S) * BN, g)
             p = gl.convert_layout(fresh.to(k_desc.dtype), p_layout)
-            acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
+            if not ACT:
+                acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
         mbarrier.wait(full.index(blocks % S), (blocks // S) & 1)
         values = v_smem.index((blocks - 1) % S).reshape([BN, BD])
         acc, p = warpgroup_mma_wait(0, [warpgroup_mma(p, values, acc, is_async=True), p])
-        _store_lse(lse, m, total, first, h, end, T)
-        acc = acc * gl.convert_layout(1.0 / total, o_rows)[:, None]
-        store_rows(out, acc.to(out.dtype.element_ty), first, h, end, H, DV)
+        _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
 
 
 # --- two warp groups and one that loads ---
@@ -273,8 +342,8 @@ def _load(q_desc, k_desc, v_desc, memory, place, blocks, GROUP: gl.constexpr):
 
 
 @gluon.jit
-def _attend(memory, place, blocks, out, lse, T, scale, H, WHICH: gl.constexpr, DV: gl.constexpr,
-            CAUSAL: gl.constexpr):
+def _attend(memory, place, blocks, out, lse, T, factors, H, WHICH: gl.constexpr, DV: gl.constexpr,
+            CAUSAL: gl.constexpr, ACT: gl.constexpr):
     """Attend from one warp group's half of a tile to the keys of their row."""
     q_smem, k_smem, v_smem, q_full, full, empty = memory
     first, h, begin, end = place
@@ -291,8 +360,8 @@ def _attend(memory, place, blocks, out, lse, T, scale, H, WHICH: gl.constexpr, D
     q = q_smem.index(WHICH).reshape([BM, BD])
     mbarrier.wait(q_full.index(WHICH), 0)
     mbarrier.wait(full.index(0), 0)
-    m, total, p = _masked_block(q, k_smem.index(0).reshape([BN, BD]), first, end, begin + (blocks - 1) * BN, scale,
-                                CAUSAL, p_layout, s_rows)
+    m, total, p = _masked_block(q, k_smem.index(0).reshape([BN, BD]), first, end, begin + (blocks - 1) * BN, factors[0],
+                                CAUSAL, ACT, p_layout, s_rows)
     mbarrier.arrive(empty.index(0))
     zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
     acc = gl.full([BM, BD], 0.0, gl.float32, o_layout)
@@ -303,23 +372,22 @@ def _attend(memory, place, blocks, out, lse, T, scale, H, WHICH: gl.constexpr, D
         scores = warpgroup_mma(q, keys, zeros, use_acc=False, is_async=True)
         sums = warpgroup_mma(p, values, acc, is_async=True)
         s = warpgroup_mma_wait(1, [scores])
-        m, total, fresh, shrink = _weigh(s, m, total, scale)
+        m, total, fresh, shrink = _weigh(s, m, total, factors[0], ACT, k_smem.dtype == gl.bfloat16)
         # the assembler moves this wait up to the maxima: the other warp group's products, not ours, fill that time
         acc, p = warpgroup_mma_wait(0, [sums, p])
         mbarrier.arrive(empty.index(j % S))
         p = gl.convert_layout(fresh.to(k_smem.dtype), p_layout)
-        acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
+        if not ACT:
+            acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
     mbarrier.wait(full.index(blocks % S), (blocks // S) & 1)
     values = v_smem.index((blocks - 1) % S).reshape([BN, BD])
     acc, p = warpgroup_mma_wait(0, [warpgroup_mma(p, values, acc, is_async=True), p])
-    _store_lse(lse, m, total, first, h, end, T)
-    acc = acc * gl.convert_layout(1.0 / total, o_rows)[:, None]
-    store_rows(out, acc.to(out.dtype.element_ty), first, h, end, H, DV)
+    _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
 
 
 @gluon.jit(do_not_specialize=["T", "count"])
-def _two_groups(q_desc, k_desc, v_desc, out, lse, plan, count, T, scale, H, GROUP: gl.constexpr, DV: gl.constexpr,
-                CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
+def _two_groups(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, ACT: gl.constexpr, H, GROUP: gl.constexpr,
+                DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
     """Attend from a tile of 128 queries, two warp groups of 64, to the keys of their row."""
     BN: gl.constexpr = k_desc.block_type.shape[0]
     S: gl.constexpr = 2
@@ -332,7 +400,7 @@ def _two_groups(q_desc, k_desc, v_desc, out, lse, plan, count, T, scale, H, GROU
         memory = (q_smem, k_smem, v_smem, barriers(2, 1), barriers(S, 1), barriers(S, 2))
         fence_async_shared()
         gl.warp_specialize([
-            (_attend, (memory, place, blocks, out, lse, T, scale, H, 0, DV, CAUSAL)),
-            (_attend, (memory, place, blocks, out, lse, T, scale, H, 1, DV, CAUSAL)),
+            (_attend, (memory, place, blocks, out, lse, T, factors, H, 0, DV, CAUSAL, ACT)),
+            (_attend, (memory, place, blocks, out, lse, T, factors, H, 1, DV, CAUSAL, ACT)),
             (_load, (q_desc, k_desc, v_desc, memory, place, blocks, GROUP)),
         ], [4, 1], [240, 24])
