@@ -7,10 +7,11 @@ from .evaluation import Evaluation, compare
 from .item_knn import ItemKNN
 from .markov import Markov
 from .popularity import Popularity
+from .probabilities import auc, calibration, log_losses, normalised_entropy
 from .ranking import Scorer, evaluate
 from .table import comparisons, table
 from .training_events import item_counts
 
 __all__ = ["BASELINES", "Estimate", "EvaluateConfig", "Evaluation", "ItemKNN", "Markov", "Popularity", "Scorer",
-           "bootstrap_by_user", "compare", "comparisons", "evaluate", "evaluate_baselines", "item_counts",
-           "table"]
+           "auc", "bootstrap_by_user", "calibration", "compare", "comparisons", "evaluate", "evaluate_baselines",
+           "item_counts", "log_losses", "normalised_entropy", "table"]
