@@ -88,7 +88,7 @@ def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tenso
     """Fill the gradients of q, k and v by the kernels that the plan has chosen; return those of the tables."""
     from . import backward, few, short
     from .plan import describable
-    from .weigh import Tables, most_of_all
+    from .weigh import Tables, bounds
 
     arguments = (grads, inputs, problem)
     if plan.tiling.short:
@@ -103,7 +103,7 @@ def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tenso
 
         on_hopper.launch(*arguments, plan, results, gradients)
     elif of_tables:
-        tables = Tables(problem, most_of_all(grads[0], inputs, problem))
+        tables = Tables(problem, bounds(grads[0], inputs, problem))
         backward.launch(*arguments, plan, results, gradients, tables.sums)
         return tables.gradients()
     else:

@@ -69,7 +69,8 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
         return _of_short_rows(width)
     if tma and problem.plain and problem.activation <= SILU and on_hopper(q, k, v):
         return _on_hopper(width, heads_first, own_heads)
-    return _of_any(width, heads_first, tma, problem.kind, problem.plain and softmax)
+    tiling = _of_any(width, heads_first, tma, problem.kind, problem.plain and softmax)
+    return _biased(tiling, width, tma) if problem.tables else tiling
 
 
 @lru_cache
@@ -114,6 +115,17 @@ def _of_any(width: int, heads_first: bool, tma: bool, kind: int, plain: bool) ->
         forward = Sizes(128, 64, 8 if kind == GENERAL else 4, 2, tma)
         return Tiling(heads_first, forward, Sizes(128, 64, 8, 3, tma), Sizes(64, 64, 4, 2, tma))
     return Tiling(heads_first, Sizes(64, 32, 4, 2), Sizes(64, 32, 8, 2), Sizes(64, 32, 8, 2))
+
+
+@lru_cache
+def _biased(tiling: Tiling, width: int, tma: bool) -> Tiling:
+    """Return the sizes where scores get a bias: small blocks of keys leave room for more programs, which wait less."""
+    if width <= 64:
+        return replace(tiling, forward=Sizes(64, 16, 4, 3))
+    if width == 128:
+        size = Sizes(64, 32, 4, 2, tma)
+        return replace(tiling, forward=Sizes(64, 32, 4, 3), queries=size, keys=size)
+    return tiling
 
 
 def descriptor(x: Tensor, block: int) -> TensorDescriptor:

@@ -17,6 +17,7 @@ from .problem import ACTIVATIONS, Problem
 from .tile import natural
 
 COPIES = 64  # of each sum, so that few programs at a time add to the same one
+FEW = 6  # buckets of a block that are summed one by one, as far from the diagonal; of more, pairs add for themselves
 
 
 # --- pointwise weights: ACT counts as `problem.ACTIVATIONS` ---
@@ -235,25 +236,27 @@ class Tables:
 
     Args:
         problem: whose tables.
-        most: () float32 on the device: what the magnitudes of all parts of a gradient add up to at most.
+        bounds: see `bounds`.
     """
 
-    def __init__(self, problem: Problem, most: Tensor):
-        self._unit = torch.exp2((2.0**62 / most.clamp(min=1e-30)).log2().floor().clamp(max=100.0))
+    def __init__(self, problem: Problem, bounds: tuple[Tensor, Tensor]):
+        room = torch.minimum(2.0**62 / bounds[1].clamp(min=1e-30), 2.0**30 / bounds[0].clamp(min=1e-30))
+        self._unit = torch.exp2(room.log2().floor().clamp(max=100.0))
         self._sums = [torch.zeros((COPIES, *table.shape), dtype=torch.int64, device=table.device)
                       for table in problem.tables]
         there = iter(self._sums)
         self.sums = (COPIES, self._unit)
         for table in (problem.position, problem.time):
             self.sums += (None, 0) if table is None else (next(there), table.numel())
+        self.sums += (FEW,)
 
     def gradients(self) -> list[Tensor]:
         """Return the gradient of each table, `(H, N)` or `(1, N)` float32."""
         return [(sums.sum(0).double() / self._unit.double()).float() for sums in self._sums]
 
 
-def most_of_all(grad: Tensor, inputs: Sequence[Tensor], problem: Problem) -> Tensor:
-    """Return a bound on the sum over all pairs of what they add to a table, () float32, from the inputs q, k and v.
+def bounds(grad: Tensor, inputs: Sequence[Tensor], problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return bounds on what a pair adds to a table, and on the sum of that over all pairs: () float32, on the device.
 
     A weight changes at most as fast as its score (a softmax), 1.13 times that (silu, gelu), or by twice the score.
     """
@@ -267,7 +270,8 @@ def most_of_all(grad: Tensor, inputs: Sequence[Tensor], problem: Problem) -> Ten
     if problem.normaliser == 0:
         history = keys if problem.targets is None else keys - problem.targets
         keys = keys / history.clamp(min=1)
-    return pair * (q.shape[-2] * share_of(problem)) * (keys * queries).sum()
+    pair = pair * share_of(problem)
+    return pair, pair * q.shape[-2] * (keys * queries).sum()
 
 
 @triton.jit
@@ -284,26 +288,35 @@ def add_to_tables(ds, sums, bias, side, place, happened, seen, part, SKEWED: tl.
     unit = tl.load(sums[1]) * part
     if sums[2] is not None:
         target = sums[2] + copy.to(tl.int64) * sums[3] + side[3] * bias[2]
-        if SKEWED or M != N:
+        if SKEWED:
             index = entry(bias, side[0][:, None] - place[None, :])
             tl.atomic_add(target + index, (ds * unit).to(tl.int64), mask=seen & (index >= 0), sem="relaxed")
-        else:  # the sums of diagonals: row i shifted by i, so that each is a column
-            step = tl.arange(0, M)
-            shifted = tl.gather(ds, (step[:, None] + step[None, :]) % N, 1)
-            beyond = step[:, None] + step[None, :] >= N
-            near = tl.sum(tl.where(beyond, 0.0, shifted), 0)
-            far = tl.sum(tl.where(beyond, shifted, 0.0), 0)
-            distance = tl.min(side[0], 0) - tl.min(place, 0) - step
-            tl.atomic_add(target + entry(bias, distance), (near * unit).to(tl.int64), sem="relaxed")
-            tl.atomic_add(target + entry(bias, distance + N), (far * unit).to(tl.int64), mask=step > 0, sem="relaxed")
+        else:  # the sums of diagonals: row i shifted by i, so that each is a part of a column
+            row = tl.arange(0, M)[:, None]
+            column = tl.arange(0, N)
+            shifted = tl.gather(ds, (row + column[None, :]) % N, 1)
+            part_of = row // N + (row % N + column[None, :] >= N).to(tl.int32)
+            distance = tl.min(side[0], 0) - tl.min(place, 0) - column
+            for i in tl.static_range(M // N + 1):
+                diagonals = tl.sum(tl.where(part_of == i, shifted, 0.0), 0)
+                there = column >= 0 if i < M // N else column > 0
+                index = entry(bias, distance + i * N)
+                tl.atomic_add(target + index, (diagonals * unit).to(tl.int64), mask=there, sem="relaxed")
     if sums[4] is not None:
         target = sums[4] + copy.to(tl.int64) * sums[5] + side[3] * bias[5]
         index = bucket(bias, side[1][:, None] - happened[None, :])
         low = tl.min(tl.min(tl.where(seen, index, bias[4]), 1), 0)
         high = tl.max(tl.max(tl.where(seen, index, 0), 1), 0)
-        if high - low < 6:  # few buckets, as far from the diagonal: one sum for each
+        if high - low < sums[6]:
             for n in range(low, high + 1):
                 of_bucket = tl.sum(tl.sum(tl.where(index == n, ds, 0.0), 1), 0)
                 tl.atomic_add(target + n, (of_bucket * unit).to(tl.int64), sem="relaxed")
-        else:
-            tl.atomic_add(target + index, (ds * unit).to(tl.int64), mask=seen & (index >= 0), sem="relaxed")
+        else:  # neighbours are mostly of one bucket: together
+            whole = (ds * unit).to(tl.int32).to(tl.int64)
+            left, right = tl.split(whole.reshape(M, N // 2, 2))
+            index_left, index_right = tl.split(index.reshape(M, N // 2, 2))
+            there_left, there_right = tl.split((seen & (index >= 0)).reshape(M, N // 2, 2))
+            one = there_right & (index_left == index_right)
+            left += tl.where(one, right, 0)
+            tl.atomic_add(target + index_left, left, mask=there_left | one, sem="relaxed")
+            tl.atomic_add(target + index_right, right, mask=there_right & (index_left != index_right), sem="relaxed")
