@@ -106,9 +106,13 @@ def run(name: str, seed: int, histories: Histories, arguments: argparse.Namespac
 
 
 def config_of(name: str, changes: list[str], seed: int) -> RunConfig:
-    """Return the recipe of a model; `changes` are the same for all."""
+    """Return the recipe of a model; `changes` are the same for all, and a feed-forward layer is as wide as an event."""
     recipe, own = MODELS[name]
-    return read_recipe(recipe, [*own, *changes, f"seed={seed}"])
+    changes = [*own, *changes, f"seed={seed}"]
+    config = read_recipe(recipe, changes)
+    if config.model.kind == "hstu":
+        return config
+    return read_recipe(recipe, [*changes, f"model.feedforward={config.model.width}"])
 
 
 def show(record: dict) -> None:
