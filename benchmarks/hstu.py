@@ -1,12 +1,14 @@
 """The HSTU layer and stacks of it on one GPU, beside plain PyTorch and beside FlashAttention-2 Transformers.
 
-    python benchmarks/hstu.py [layer] [training] [candidates]
+    python benchmarks/hstu.py [layer] [training] [candidates] [growth]
 
 `layer`: forward and backward of one layer, ours beside the same layer over padded rows, eager and compiled. `training`:
 steps of a stack on histories up to 1,024 … 8,192 events, whole and thinned by stochastic length with alpha 1.6, beside
 Transformers of the same width, heads and depth: jagged through torch's FlashAttention-2 of variable lengths, and padded
-through its dense one. `candidates`: how many candidates a second are scored after one history, together or one by one.
-All under bfloat16 autocast. What is measured is checked first; rows go to `hstu-<device>.json`, under `$OUT` if set.
+through its dense one. `candidates`: how many candidates a second are scored after one history: one by one, together, in
+microbatches, and in microbatches behind a history that is cached. `growth`: new events of a history whose keys are
+cached, beside all of it computed anew. All under bfloat16 autocast. What is measured is checked first; rows go to
+`hstu-<device>.json`, under `$OUT` if set.
 """
 
 import statistics
@@ -22,6 +24,8 @@ import hstu_models as models
 import torch
 from torch import Tensor, nn
 
+from serrate.jagged import EventBatch
+from serrate.models.hstu.cache import encode_candidates, encode_events
 from serrate.nn import HSTULayer
 from serrate.ops import figures
 from serrate.ops.attention import Mask
@@ -41,6 +45,7 @@ CELLS = 2**19  # of a padded batch: rows times the longest
 ALPHA = 1.6
 WIDTH, HEADS, DEPTH = 512, 8, 2
 HISTORY, CANDIDATES, ROWS_AT_ONCE = 4096, (1024, 16384), 64
+NEW_EVENTS = (1, 64)  # that a cached history gets
 CHECKED_CELLS = 2**23  # of scores of a head, which the check writes out in float64; four rows at most, one at least
 TOLERANCE = {"cuda": 3e-2, "cpu": 1e-4}  # half precision under autocast; float32
 UNITS = {"ms": "ms", "mib": "MiB", "events": "events", "second": "candidates/s"}
@@ -228,7 +233,7 @@ def step_rows(workload: str, name: str, stack: nn.Module, x: Tensor, forward: Ca
 
 
 def measure_candidates(candidates: int, device: str = "cuda", history: int = HISTORY, width: int = WIDTH) -> Rows:
-    """Return candidates a second of each way in `scorers`, which are compared on a few first."""
+    """Return candidates a second of each way in `scorers`, which are compared first, on a few of all candidates."""
     torch.manual_seed(0)
     stack = models.hstu(DEPTH, width, HEADS, history, biased=True).to(device).eval()
     # a history of so many events, and behind them what may come next, all asked for at one time
@@ -237,12 +242,14 @@ def measure_candidates(candidates: int, device: str = "cuda", history: int = HIS
     events = replace(events, asked=torch.cat([events.asked[:history], now]),
                      happened=torch.cat([events.happened[:history], now]))
     name = f"history {history}, {candidates} candidates"
-    ways = scorers(stack, events, history)
     with torch.no_grad(), precision(device):
-        few = torch.arange(min(3, candidates), device=device)
-        expected = ways["one by one"](few)
-        for way, score in ways.items():
-            require(f"{way}, {name}", largest_error([score(few)], [expected]), device)
+        ways = scorers(stack, events, history)
+        every = torch.arange(candidates, device=device)
+        few = every[:: max(1, candidates // 3)]
+        own = events.x.values[history:][few]  # the residual, which would hide what the layers add to it
+        expected = ways["one by one"](few) - own
+        for way in ("together", "microbatches", "cached"):
+            require(f"{way}, {name}", largest_error([ways[way](every)[few] - own], [expected]), device)
         found = []
         for way, score in ways.items():
             found += taken("hstu candidates", name, f"hstu {way}",
@@ -254,7 +261,8 @@ def scorers(stack: nn.ModuleList, events: models.Batch, history: int) -> dict[st
     """Return ways to compute candidates `(K,)` (positions behind the history) in its light, `(K, E)` each.
 
     One by one: each behind a history of its own, all of which is computed again. Together: behind one history, the
-    candidates its targets, which see it and themselves.
+    candidates its targets, which see it and themselves. Microbatches: behind the keys of one history, which are made
+    first. Cached: the same, behind keys that are there already, as for a user who asks once more.
     """
     x = events.x.values.detach()
 
@@ -277,7 +285,17 @@ def scorers(stack: nn.ModuleList, events: models.Batch, history: int) -> dict[st
         batch = rows_of(torch.cat([past, history + candidates])[None])
         return models.through_hstu(stack, batch, Mask(causal=True, targets=len(candidates)))[history:]
 
-    return {"one by one": one_by_one, "together": together}
+    def cache() -> EventBatch:
+        batch = rows_of(past[None])
+        return encode_events(stack, batch.x, query_times=batch.asked, key_times=batch.happened)[1]
+
+    def behind(cache: EventBatch, candidates: Tensor) -> Tensor:
+        batch = rows_of(history + candidates[None])
+        return encode_candidates(stack, cache, batch.x, asked=batch.asked[:1]).values
+
+    known = cache()
+    return {"one by one": one_by_one, "together": together, "microbatches": lambda some: behind(cache(), some),
+            "cached": lambda some: behind(known, some)}
 
 
 def throughput(score: Callable[[Tensor], Tensor], candidates: int, device: str) -> dict[str, float]:
@@ -291,12 +309,39 @@ def throughput(score: Callable[[Tensor], Tensor], candidates: int, device: str) 
     return {"candidates_per_second": candidates / statistics.median(seconds)}
 
 
+def measure_growth(new: int, device: str = "cuda", history: int = HISTORY, width: int = WIDTH) -> Rows:
+    """Return how long the newest events of a history take: behind the keys of the others, or with all computed anew."""
+    torch.manual_seed(0)
+    stack = models.hstu(DEPTH, width, HEADS, history, biased=True).to(device).eval()
+    whole = models.make(torch.tensor([history]), width, device)
+
+    def part(events: slice) -> models.Batch:
+        x = whole.x.values[events]
+        rows = whole.x.trusted(x, torch.tensor([0, len(x)], device=device), len(x))
+        return models.Batch(rows, whole.asked[events], whole.happened[events])
+
+    def encoded(batch: models.Batch, past: EventBatch | None = None) -> tuple[Tensor, EventBatch]:
+        hidden, cache = encode_events(stack, batch.x, past, query_times=batch.asked, key_times=batch.happened)
+        return hidden.values, cache
+
+    name = f"history {history}, the newest {new}"
+    with torch.no_grad(), precision(device):
+        late, past = part(slice(-new, None)), encoded(part(slice(-new)))[1]
+        residual = late.x.values
+        expected = encoded(whole)[0][-new:] - residual
+        require(f"extended, {name}", largest_error([encoded(late, past)[0] - residual], [expected]), device)
+        ways = {"hstu anew": lambda: encoded(whole), "hstu extended": lambda: encoded(late, past)}
+        return [each for way, run in ways.items() for each in taken(
+            "hstu growth", name, way, lambda run=run: {"growth_ms": milliseconds(run, device)})]
+
+
 # --- from the command line ---
 
 PARTS: dict[str, list[Callable[[], Rows]]] = {
     "layer": [lambda workload=workload: measure_layer(workload) for workload in LAYERS],
     "training": [lambda longest=longest: measure_training(longest) for longest in LONGEST],
     "candidates": [lambda count=count: measure_candidates(count) for count in CANDIDATES],
+    "growth": [lambda new=new: measure_growth(new) for new in NEW_EVENTS],
 }
 
 

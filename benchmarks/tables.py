@@ -78,12 +78,13 @@ def throughput() -> str:
 
 
 def hstu() -> str:
-    """The HSTU layer beside plain PyTorch, training steps beside Transformers over lengths, candidates a second."""
+    """The HSTU layer beside plain PyTorch, training steps beside Transformers over lengths, cached histories."""
     measured = rows("hstu*.json")
     of = {subject: [entry for entry in measured if entry["subject"] == f"hstu {subject}"]
-          for subject in ("layer", "training", "candidates")}
+          for subject in ("layer", "training", "candidates", "growth")}
     parts = [make(of[subject]) for subject, make in (
-        ("layer", hstu_layer), ("training", hstu_training), ("candidates", hstu_candidates)) if of[subject]]
+        ("layer", hstu_layer), ("training", hstu_training), ("candidates", hstu_candidates), ("growth", hstu_growth))
+        if of[subject]]
     return "\n\n".join([*parts, origin(measured)]) if parts else "Not measured yet."
 
 
@@ -121,11 +122,24 @@ def hstu_training(found: list[dict]) -> str:
 
 
 def hstu_candidates(found: list[dict]) -> str:
-    """Candidates a second after one history."""
+    """Candidates a second after one history, and how many times as many as one by one."""
+    of, metric = attention.Found(found), "candidates_per_second"
+    body = []
+    for workload in workloads(found):
+        alone = of.value(workload, "hstu one by one", metric)
+        for name in of.peers:
+            rate = of.value(workload, name, metric)
+            body.append([workload, name, of.cell(workload, name, [metric]),
+                         "–" if rate is None or not alone else f"{rate / alone:.1f}×"])
+    return "### Candidates a second after one history\n\n" + table(["", "", "candidates/s", "of one by one"], body)
+
+
+def hstu_growth(found: list[dict]) -> str:
+    """Time of new events behind a cached history, and with the whole history computed anew."""
     of = attention.Found(found)
-    body = [[workload, name, of.cell(workload, name, ["candidates_per_second"])]
-            for workload in workloads(found) for name in of.peers]
-    return "### Candidates a second after one history\n\n" + table(["", "", "candidates/s"], body)
+    body = [[workload, *(of.cell(workload, f"hstu {way}", ["growth_ms"]) for way in ("anew", "extended"))]
+            for workload in workloads(found)]
+    return "### New events of one history: ms\n\n" + table(["", "anew", "behind cached keys"], body)
 
 
 def stochastic_length() -> str:

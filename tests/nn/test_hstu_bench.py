@@ -173,11 +173,29 @@ def test_a_step_changes_the_parameters_and_keeps_no_gradient_of_the_events(model
 def test_candidates_are_measured_in_each_way_and_a_wrong_one_is_found(hstu, models, monkeypatch):
     rows = hstu.measure_candidates(9, "cpu", history=30, width=64)
     assert [(row["implementation"], row["unit"]) for row in rows] == [
-        ("hstu one by one", "candidates/s"), ("hstu together", "candidates/s")]
+        (f"hstu {way}", "candidates/s") for way in ("one by one", "together", "microbatches", "cached")]
     assert {row["workload"] for row in rows} == {"history 30, 9 candidates"}
     monkeypatch.setattr(hstu, "Mask", lambda **_: models.Mask(causal=True))  # candidates that see one another
     with pytest.raises(AssertionError, match="together, history 30"):
         hstu.measure_candidates(9, "cpu", history=30, width=64)
+
+
+def test_candidates_behind_wrong_keys_are_found(hstu, monkeypatch):
+    asked_late = hstu.encode_candidates
+    monkeypatch.setattr(hstu, "encode_candidates",
+                        lambda stack, cache, x, asked: asked_late(stack, cache, x, asked=10**6 + 1000 * asked))
+    with pytest.raises(AssertionError, match="microbatches, history 30"):
+        hstu.measure_candidates(9, "cpu", history=30, width=64)
+
+
+def test_growth_is_measured_behind_cached_keys_and_anew_and_a_wrong_one_is_found(hstu, monkeypatch):
+    rows = hstu.measure_growth(3, "cpu", history=30, width=64)
+    assert [(row["workload"], row["implementation"], row["metric"], row["unit"]) for row in rows] == [
+        ("history 30, the newest 3", f"hstu {way}", "growth_ms", "ms") for way in ("anew", "extended")]
+    right = hstu.encode_events
+    monkeypatch.setattr(hstu, "encode_events", lambda stack, x, past, **times: right(stack, x, **times))  # no past
+    with pytest.raises(AssertionError, match="extended, history 30"):
+        hstu.measure_growth(3, "cpu", history=30, width=64)
 
 
 def test_a_peer_that_fails_is_told_and_ours_is_not_passed_over(hstu, capsys):
@@ -195,7 +213,7 @@ def test_a_peer_that_fails_is_told_and_ours_is_not_passed_over(hstu, capsys):
 
 
 def test_a_part_that_is_not_there_and_a_machine_without_a_gpu_are_refused(hstu, monkeypatch):
-    with pytest.raises(SystemExit, match="no part sort; there are layer, training, candidates"):
+    with pytest.raises(SystemExit, match="no part sort; there are layer, training, candidates, growth"):
         hstu.main(["sort"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="needs a CUDA device"):
@@ -235,14 +253,18 @@ def test_tables_tell_how_many_times_as_long_a_transformer_takes(programs, monkey
         ("transformer padded", "step_ms", 80.0)]]
     found += [row_of("layer", "200", "serrate", metric, value) for metric, value in (
         ("forward_ms", 1.5), ("forward_backward_ms", 5.0), ("peak_mib", 300.0))]
-    found.append(row_of("candidates", "history 9, 4 candidates", "hstu together", "candidates_per_second", 1234.5))
+    found += [row_of("candidates", "history 9, 4 candidates", name, "candidates_per_second", value)
+              for name, value in (("hstu one by one", 500.0), ("hstu together", 1234.5))]
+    found += [row_of("growth", "history 9, the newest 2", name, "growth_ms", value)
+              for name, value in (("hstu anew", 5.0), ("hstu extended", 0.5))]
     monkeypatch.setattr(tables, "rows", lambda pattern: found)
     lines = {line.split(" | ")[0].strip("| "): line for line in tables.hstu().splitlines() if line.startswith("| ")}
     cells = [cell.strip() for cell in lines["longest 8192, 64 rows"].split("|")[1:-1]]
     assert cells == ["longest 8192, 64 rows", "200,000", "100,000", "10", "16", "4", "–", "24", "80",
                      "2.4×", "1.5×", "6.0×", "–", "8.0×", "5.0×", "20.0×", "–"]
     assert lines["200"] == "| 200 | – | 1.5 / 5 | – | – | – | 300 | – | – | – |"
-    assert lines["history 9, 4 candidates"] == "| history 9, 4 candidates | hstu together | 1,234 |"
+    assert lines["history 9, 4 candidates"] == "| history 9, 4 candidates | hstu together | 1,234 | 2.5× |"
+    assert lines["history 9, the newest 2"] == "| history 9, the newest 2 | 5 | 0.5 |"
     monkeypatch.setattr(tables, "rows", lambda pattern: [])
     assert tables.hstu() == "Not measured yet."
 
@@ -254,7 +276,8 @@ def test_tables_tell_how_many_times_as_long_a_transformer_takes(programs, monkey
 def test_everything_is_measured_on_a_gpu(hstu):
     rows = hstu.measure_layer(replace(hstu.LAYERS[0], rows=8, longest=64))
     rows += hstu.measure_training(128, cells=2048) + hstu.measure_candidates(16, history=200)
+    rows += hstu.measure_growth(3, history=200)
     measured = {row["implementation"] for row in rows}
     assert measured >= {"serrate", "eager", "compiled", "hstu biased, alpha 1.6", "transformer varlen",
-                        "transformer padded", "hstu together"}
+                        "transformer padded", "hstu together", "hstu cached", "hstu extended"}
     assert all(row["value"] >= 0 for row in rows)

@@ -80,7 +80,9 @@ def test_events_are_those_of_the_layers_and_the_cache_has_their_keys(options):
     found, cache = encode_events(layers, old.x, query_times=old.asked, key_times=old.happened)
     torch.testing.assert_close(found.values, through(layers, old.x, old.asked, old.happened))
     assert list(cache) == ["time", "keys.0", "values.0", "keys.1", "values.1"]
-    _, values, _, keys = layers[0].project(old.x.values)
+    first = layers[0]
+    assert isinstance(first, HSTULayer)
+    _, values, _, keys = first.project(old.x.values)
     torch.testing.assert_close(cache["keys.0"].values, keys)
     torch.testing.assert_close(cache["values.0"].values, values)
     assert torch.equal(cache["time"].values, old.happened)
@@ -211,6 +213,22 @@ def test_a_newest_event_asked_at_another_time_is_forgotten_and_given_again():
     torch.testing.assert_close(found.values, expected.values)
     stale, _ = encode_events(layers, new.x, cache, query_times=new.asked, key_times=new.happened)
     assert not torch.allclose(stale.values, split_events(expected, torch.tensor([1, 1]))[1].values)
+
+
+@pytest.mark.parametrize("lengths", [[4], [3, 0, 2]], ids=str)
+def test_offsets_of_32_bits_and_rows_that_nobody_has_measured(lengths):
+    layers, old, new = stack(OPTIONS["paper"]), Histories(lengths, 1), Histories(lengths[::-1], 2, start=10**8)
+    candidates, now = behind([5, 1, 3][:len(lengths)]), request_times(len(lengths)) * 100
+    plain = [old.x, new.x, candidates]
+    odd = [JaggedTensor.trusted(x.values, x.offsets.int(), None) for x in plain]
+    results = []
+    for first, then, shown in (plain, odd):
+        _, cache = encode_events(layers, first, query_times=old.asked, key_times=old.happened)
+        hidden, grown = encode_events(layers, then, cache, query_times=new.asked, key_times=new.happened)
+        found = [encode_candidates(layers, each, shown, asked=now.int(), microbatch=2).values
+                 for each in (cache, grown)]
+        results.append([hidden.values, *found])
+    torch.testing.assert_close(results[1], results[0])
 
 
 def test_no_layers_leave_things_as_they_are():

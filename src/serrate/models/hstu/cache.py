@@ -155,6 +155,8 @@ class _Joined:
         if old.dtype != new.dtype or old.shape[1:] != new.shape[1:]:
             expected, got = (f"events {tuple(part.shape[1:])} {part.dtype}" for part in (new, old))
             raise InvalidArgument("cache", f"{name}: {expected}, as the layers make them now", got)
+        if len(self.rows) == 1:  # one user: a plain copy takes half the time on a CPU
+            return torch.cat([old, new])
         both = old.new_empty((len(self.rows.values), *old.shape[1:]))
         for at, part in zip(self._at, (old, new), strict=True):
             both.index_copy_(0, at, part)
