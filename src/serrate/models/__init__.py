@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from .hstu import HSTU, HSTUConfig
+from .hstu import HSTU, HSTUConfig, HSTURanker, HSTURankingConfig
 from .next_item import NextItemConfig, NextItemModel
 from .transformer import Transformer, TransformerConfig
 
@@ -22,5 +22,5 @@ def build(config: TransformerConfig | HSTUConfig, num_items: int) -> NextItemMod
     return HSTU(config, num_items) if isinstance(config, HSTUConfig) else Transformer(config, num_items)
 
 
-__all__ = ["HSTU", "HSTUConfig", "ModelConfig", "NextItemConfig", "NextItemModel", "Transformer", "TransformerConfig",
-           "build"]
+__all__ = ["HSTU", "HSTUConfig", "HSTURanker", "HSTURankingConfig", "ModelConfig", "NextItemConfig", "NextItemModel",
+           "Transformer", "TransformerConfig", "build"]

@@ -4,29 +4,17 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import Config
 from ..jagged import EventBatch, JaggedTensor
 from ..nn import ages
+from .encoder import EncoderConfig
 
 
-class NextItemConfig(Config):
+class NextItemConfig(EncoderConfig):
     """What every model of the next item has; widths in channels, lengths in events."""
 
-    kind: str
-    width: int = Field(default=64, ge=1, description="E, the width of an event")
-    blocks: int = Field(default=2, ge=0)
-    heads: int = Field(default=2, ge=1)
-    dropout: float = Field(default=0.2, ge=0, lt=1)
-    max_length: int = Field(default=200, ge=1, description="newest events of a history that the model reads")
     similarity: Literal["dot", "cosine"] = "cosine"
-
-    @property
-    def reads_time(self) -> bool:
-        """Whether the model needs the fields `time` and `asked` of a batch."""
-        return False
 
 
 class NextItemModel(nn.Module):

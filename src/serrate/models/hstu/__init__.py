@@ -1,6 +1,8 @@
-"""HSTU, pointwise attention with time."""
+"""HSTU, pointwise attention with time: for the next item, and for ranking."""
 
-from .config import HSTUConfig
+from .config import HSTUConfig, HSTURankingConfig
 from .model import HSTU
+from .ranking import HSTURanker
+from .tasks import BinaryTask, RegressionTask
 
-__all__ = ["HSTU", "HSTUConfig"]
+__all__ = ["HSTU", "BinaryTask", "HSTUConfig", "HSTURanker", "HSTURankingConfig", "RegressionTask"]

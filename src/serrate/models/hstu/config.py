@@ -1,24 +1,25 @@
-"""What an HSTU is made of."""
+"""What an HSTU is made of: for the next item, and for ranking."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ...nn import HSTUOptions
+from ..encoder import EncoderConfig
 from ..next_item import NextItemConfig
+from .tasks import TaskConfig
 
 _TIME_BUCKETS = 72  # times of a history count within 2³⁰ s of its first, so ln(2³¹) / 0.301 = 71.4 bounds every bucket
 
 
-class HSTUConfig(NextItemConfig):
-    """HSTU for the next item; widths in channels, lengths in events."""
+class HSTUEncoderConfig(EncoderConfig):
+    """The layers of an HSTU, whatever it is for; widths in channels, lengths in events."""
 
-    kind: Literal["hstu"] = "hstu"  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
     key_width: int | None = Field(default=None, ge=1, description="of a head's queries and keys; null: width / heads")
     value_width: int | None = Field(default=None, ge=1, description="of a head's values and gates; null: width / heads")
     activation: Literal["silu", "gelu", "relu_squared", "identity", "softmax"] = "silu"
     normaliser: Annotated[float, Field(gt=0)] | Literal["length", "none"] | None = Field(
-        default=None, description="pointwise weights are divided by it; null: max_length; length: of the history")
+        default=None, description="pointwise weights are divided by it; null: tokens read; length: of the history")
     scale: float = Field(default=1.0, description="factor on the products of queries and keys")
     position: bool = Field(default=True, description="a bias by how many events lie between query and key")
     time: bool = Field(default=False, description="a bias by the time between them; the log has to have times")
@@ -27,7 +28,7 @@ class HSTUConfig(NextItemConfig):
     recompute: bool = Field(default=False, description="save memory in training: compute each layer twice")
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "HSTUConfig":
+    def _fits_together(self) -> Self:
         if None in (self.key_width, self.value_width) and self.width % self.heads:
             raise ValueError(f"heads must divide width {self.width}, or key_width and value_width be given")
         if self.activation == "softmax" and self.normaliser not in (None, "none"):
@@ -36,20 +37,52 @@ class HSTUConfig(NextItemConfig):
 
     @property
     def reads_time(self) -> bool:
-        """Whether the model needs the fields `time` and `asked` of a batch."""
+        """Whether the model needs times in a batch."""
         return self.time
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the layers read at most."""
+        return self.max_length
 
     @property
     def layer(self) -> HSTUOptions:
         """What each layer is made of."""
         return HSTUOptions(
             key_width=self.key_width, value_width=self.value_width, dropout=self.dropout, activation=self.activation,
-            normaliser=self._normaliser, scale=self.scale, position_reach=self.max_length if self.position else 0,
+            normaliser=self._normaliser, scale=self.scale, position_reach=self.tokens if self.position else 0,
             time_buckets=_TIME_BUCKETS if self.time else 0, bias_per_head=self.bias_per_head,
             attention_dropout=self.attention_dropout, recompute=self.recompute)
 
     @property
     def _normaliser(self) -> float | Literal["length"] | None:
         if self.normaliser is None:
-            return None if self.activation == "softmax" else float(self.max_length)
+            return None if self.activation == "softmax" else float(self.tokens)
         return None if self.normaliser == "none" else self.normaliser
+
+
+class HSTUConfig(HSTUEncoderConfig, NextItemConfig):
+    """HSTU for the next item, a token an event."""
+
+    kind: Literal["hstu"] = "hstu"  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
+
+
+class HSTURankingConfig(HSTUEncoderConfig):
+    """HSTU for ranking, two tokens an event: the item, and what was done with it."""
+
+    kind: Literal["hstu-ranking"] = "hstu-ranking"  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
+    tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)] = Field(
+        description="what is known of an action: what is predicted, and what is read of the actions before")
+
+    @model_validator(mode="after")
+    def _tells_tasks_apart(self) -> Self:
+        names = [task.name for task in self.tasks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"tasks: {name!r} is given twice")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the layers read at most."""
+        return 2 * self.max_length
