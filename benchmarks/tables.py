@@ -172,6 +172,26 @@ def streaming() -> str:
     return table(["stream", "", "HR@10", "HR@50", "seeds", "seconds a run", "device"], body) + "\n\n" + origin(found)
 
 
+def ranking() -> str:
+    """What a rating will be told before it is given: means over seeds, then the paired differences."""
+    found = rows("ranking*.json")
+    if not found:
+        return "Not measured yet."
+    groups: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for entry in found:
+        if entry["unit"] != "difference":
+            key = entry["subject"].removeprefix("ranking "), entry["implementation"], entry["device"]
+            groups[key][entry["metric"]].append(entry["value"])
+    body = [[*key[:2], *(f"{mean(values[metric]):.4f}" for metric in ("auc", "log_loss", "ne", "calibration")),
+             str(len(values["auc"])), f"{mean(values['run_s']):.0f}" if "run_s" in values else "", key[2]]
+            for key, values in groups.items()]
+    differences = [f"- {e['subject'].removeprefix('ranking ')}, {e['implementation']}: log loss {e['value']:+.4f} "
+                   f"[{e['low']:+.4f}, {e['high']:+.4f}]" for e in found if e["unit"] == "difference"]
+    head = ["log", "", "AUC", "log loss", "normalised entropy", "calibration", "seeds", "seconds a run", "device"]
+    return table(head, body) + "\n\nPaired differences, bootstrap by user over all seeds, 95 %:\n\n" + \
+        "\n".join(differences) + "\n\n" + origin(found)
+
+
 def fill_rates() -> str:
     """Attention over fill rates."""
     return curves.section(rows(ATTENTION.name))
@@ -182,7 +202,7 @@ def pages() -> dict[Path, str]:
     text = PAGE.read_text()
     for name, make in (("quality", quality), ("prepare", prepare), ("throughput", throughput),
                        ("curves", fill_rates), ("hstu", hstu),
-                       ("stochastic-length", stochastic_length), ("streaming", streaming)):
+                       ("stochastic-length", stochastic_length), ("streaming", streaming), ("ranking", ranking)):
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda found, make=make: f"{found[1]}\n{make()}\n\n{found[2]}", text)
     charts = curves.charts(rows(ATTENTION.name))
