@@ -71,7 +71,7 @@ def behind(lengths: list[int], seed: int = 5, dtype: torch.dtype = torch.float64
 
 
 def request_times(rows: int) -> Tensor:
-    return 20_000_000 + 1000 * torch.arange(rows)
+    return 20_000_000 * 3 ** torch.arange(rows)  # each in a bucket of its own
 
 
 @EVERY
@@ -218,7 +218,7 @@ def test_a_newest_event_asked_at_another_time_is_forgotten_and_given_again():
 @pytest.mark.parametrize("lengths", [[4], [3, 0, 2]], ids=str)
 def test_offsets_of_32_bits_and_rows_that_nobody_has_measured(lengths):
     layers, old, new = stack(OPTIONS["paper"]), Histories(lengths, 1), Histories(lengths[::-1], 2, start=10**8)
-    candidates, now = behind([5, 1, 3][:len(lengths)]), request_times(len(lengths)) * 100
+    candidates, now = behind([5, 1, 3][:len(lengths)]), request_times(len(lengths)) + 2 * 10**8
     plain = [old.x, new.x, candidates]
     odd = [JaggedTensor.trusted(x.values, x.offsets.int(), None) for x in plain]
     results = []
