@@ -274,6 +274,20 @@ def test_the_model_compiles_whole():
         torch.testing.assert_close(compiled(batch).values, made(batch).values)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_the_cpu():
+    asked, candidates = torch.tensor([900_500, 17, 60]), from_lists([[1, 2], [3], [4, 5, 6]], torch.int64)
+    found = []
+    for device in ("cpu", "cuda"):
+        made = model().float().to(device)
+        batch = batch_of().to(device)
+        made.loss(batch).backward()
+        scores = made.score(batch, candidates.to(device), asked.to(device)).values.detach()
+        found.append([scores.cpu(), made.actions.weight.grad.cpu(), made.layers[0].time_bias.grad.cpu()])
+    for cpu, gpu in zip(*found, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=2e-2, atol=2e-2)
+
+
 def test_it_learns_from_actions_what_items_do_not_tell():
     """Some like even items, some odd ones: which, only what they did tells."""
     generator = torch.Generator().manual_seed(0)
