@@ -43,7 +43,7 @@ LEDGER = Path(__file__).parent / "ranking.json"
 LIKED = 4
 BASELINE = "user + item"
 MODEL = {
-    "width": 64, "blocks": 2, "heads": 2, "dropout": 0.4, "max_length": 200, "time": True,
+    "width": 64, "blocks": 2, "heads": 2, "dropout": 0.2, "max_length": 200, "time": True,
     "tasks": [
         {"kind": "binary", "name": "like", "field": "rating", "threshold": LIKED},
         {"kind": "regression", "name": "rating", "field": "rating", "centre": 3.5, "spread": 1.1},
@@ -52,7 +52,7 @@ MODEL = {
           for value in (2, 3, 5)),
     ],
 }
-TRAIN = TrainConfig(epochs=14, tokens_per_batch=4000, learning_rate=2e-3, weight_decay=0.01, warmup_steps=20)
+TRAIN = TrainConfig(epochs=10, tokens_per_batch=4000, learning_rate=2e-3, weight_decay=0.01, warmup_steps=20)
 WORKLOAD = f"leave-last-two-out, test, rating of {LIKED} or more"
 Scores = Callable[[Examples], Tensor]
 
