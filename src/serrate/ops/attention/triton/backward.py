@@ -69,7 +69,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     groups = k.shape[1]
     events = q.numel() // (heads * width)
     # dropout comes between products and delta, a bias between products and log-sum-exp; pointwise weights need neither
-    fold = q.dtype != torch.float32 and problem.seed is None and not problem.pointwise and not problem.tables
+    fold = q.dtype != torch.float32 and problem.seed is None and not problem.pointwise and not problem.biased
     shape = (events, heads, _TERMS) if fold else (heads, 0 if problem.pointwise else events)
     sums = torch.empty(shape, dtype=_TERM if fold else torch.float32, device=q.device)
     heads_first = plan.tiling.heads_first

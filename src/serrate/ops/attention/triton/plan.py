@@ -63,14 +63,14 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     tma = width in (64, 128) and events >= WORTH_DESCRIBING
     softmax = not problem.pointwise
     few = problem.dense and q.shape[1] <= 64 and width <= 128 and rows * heads >= 256  # enough to fill a device
-    if few and softmax and not problem.tables:
+    if few and softmax and not problem.biased:
         return _of_few_queries(min(64, block_width(q.shape[1])), own_heads, tma)
     if problem.plain and own_heads and width <= 64 <= q.shape[0] < 48 * rows:
         return _of_short_rows(width)
     if tma and problem.plain and problem.activation <= SILU and on_hopper(q, k, v):
         return _on_hopper(width, heads_first, own_heads)
     tiling = _of_any(width, heads_first, tma, problem.kind, problem.plain and softmax)
-    return _biased(tiling, width, tma) if problem.tables else tiling
+    return _biased(tiling, width, tma) if problem.biased else tiling
 
 
 @lru_cache

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..api import Rows, Settings
-from ..bias import Bias
 from ..dropout import threshold
 
 FULL, CAUSAL, GENERAL = 0, 1, 2  # kinds of mask: each has code of its own in the kernels
@@ -59,12 +58,17 @@ class Problem(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether this is self-attention, causal or not, softmax or pointwise, with nothing else asked for."""
-        return self.self_attention and self.kind != GENERAL and self.seed is None and not self.tables
+        return self.self_attention and self.kind != GENERAL and self.seed is None and not self.biased
 
     @property
     def pointwise(self) -> bool:
         """Whether weights follow each from its own score, so that there is no log-sum-exp."""
         return self.activation > 0
+
+    @property
+    def biased(self) -> bool:
+        """Whether there is a table of bias."""
+        return self.position is not None or self.time is not None
 
     @property
     def tables(self) -> list[Tensor]:
@@ -124,8 +128,8 @@ def make_problem(rows: Rows, settings: Settings) -> Problem:
         context = targets = None
     kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
     left, right, block = (NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
-    weights, bias = settings.weights, settings.bias or Bias()
+    weights, bias = settings.weights, settings.bias
     normaliser = 0.0 if weights.normaliser == "length" else float(weights.normaliser or 1.0)
     return Problem(rows.queries, rows.keys, context, targets, settings.seed, kind, (left, right, block),
-                   settings.scale, weights.dropout, ACTIVATIONS.index(weights.activation), normaliser, bias.position,
-                   bias.time, bias.query_times, bias.key_times)
+                   settings.scale, weights.dropout, ACTIVATIONS.index(weights.activation), normaliser,
+                   *((bias.position, bias.time, bias.query_times, bias.key_times) if bias is not None else ()))

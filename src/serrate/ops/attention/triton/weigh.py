@@ -205,7 +205,7 @@ def biased(x, bias, h, distance, difference, ACT: tl.constexpr):
 def kind(problem: Problem, group: int) -> tuple:
     """Return what kernels are compiled for: mask, shape of rows, heads that share keys, weights, whether biased."""
     return (problem.kind, problem.self_attention, problem.dense, problem.per_row, group, problem.activation,
-            problem.normaliser == 0, bool(problem.tables))
+            problem.normaliser == 0, problem.biased)
 
 
 def share_of(problem: Problem) -> float:
@@ -219,7 +219,7 @@ def of_bias(problem: Problem) -> tuple | None:
     (position, reach, step, time, last bucket, step, query_times, key_times, 1); None and 0 where there is none, and
     None in the place of the 1 under the interpreter, which knows no assembly.
     """
-    if not problem.tables:
+    if not problem.biased:
         return None
 
     def parts(table: Tensor | None, last: int) -> tuple:
