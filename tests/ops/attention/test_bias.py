@@ -9,7 +9,7 @@ from serrate.errors import InvalidArgument
 from serrate.ops.attention import Bias, Mask, Weights, attention
 from serrate.ops.attention.bias import BUCKET, FARTHEST, bucket
 from serrate.ops.attention.cases import CASES, CAUSAL, Case
-from serrate.testing.attention import bucket_of, every_device, every_implementation, low_dtype, run, usable
+from serrate.testing.attention import bucket_of, check, every_device, every_implementation, low_dtype, run, usable
 
 NAMED = {case.name: case for case in CASES}
 SIX = torch.tensor([0, 4, 4, 6])
@@ -175,6 +175,18 @@ def test_a_row_does_not_depend_on_its_batch(name, device):
     alone = attention(q[9:49], k[9:49], v[9:49], offsets[1:3] - 9, mask=CAUSAL, weights=Weights("silu", "length"),
                       bias=Bias(bias.position, bias.time, None, bias.key_times[9:49]), implementation=name)
     torch.testing.assert_close(every[9:49], alone, rtol=1e-5, atol=1e-5)
+
+
+@every_device
+@pytest.mark.parametrize("score", [-8.0, -3.0, 20.0, -150.0])
+@pytest.mark.parametrize("width", [16, 64])
+@every_implementation
+def test_weights_of_low_and_high_scores_keep_their_digits(name, width, score, device):
+    """Every score is the same, so there is no large weight beside which the error of a small one could hide."""
+    case = Case("", (40, 3, 0, 170), width=width, activation="silu", normaliser=8.0)
+    q, k, v, _ = case.tensors(torch.float16, device)
+    usable(name, case, (q, k, v))
+    check(name, case, (torch.full_like(q, 0.5), torch.full_like(k, 2 * score / width), v), scale=1.0)
 
 
 def test_a_bias_of_nothing_is_none():

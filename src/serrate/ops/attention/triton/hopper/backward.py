@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
-from .forward import barriers, changed, count_blocks, describe, find_tile, share, silu, slope, store_rows, weights_of
+from .forward import barriers, count_blocks, describe, find_tile, share, silu, slope, store_rows, weights_of
 
 TILE = 128  # events of a tile: 64 for each of two warp groups
 
@@ -137,11 +137,11 @@ def _add_to_keys(memory, place, start, blocks, dk_target, dv_target, factors, H,
         n = start + j * BN
         if ACT:
             s = warpgroup_mma_wait(1, [scores])
-            p, change = silu(s * (0.5 * factors[0]), dtype == gl.bfloat16)
+            p, change = silu(s * factors[0])
             if n + BN > end:  # of a softmax, queries past the row's end have a log-sum-exp that makes it 0
                 there = (n + gl.arange(0, BN, s_cols) < end)[None, :]
                 p = gl.where(there, p, 0.0)
-                change = gl.where(there, change, -1.0 if ACT else 0.0)
+                change = gl.where(there, change, 0.0)
         else:
             sums = lse_smem.index(stage).load(s_cols)
             s = warpgroup_mma_wait(1, [scores])
@@ -152,13 +152,13 @@ def _add_to_keys(memory, place, start, blocks, dk_target, dv_target, factors, H,
             if late:
                 seen = (n + gl.arange(0, BN, s_cols))[None, :] >= keys[:, None]
                 p = gl.where(seen, p, 0.0)
-                change = gl.where(seen, change, -1.0 if ACT else 0.0)
+                change = gl.where(seen, change, 0.0)
         weights = gl.convert_layout(p.to(dtype), p_layout)
         dp = warpgroup_mma_wait(0, [dots])
         dv_next = warpgroup_mma(weights, grad, dv, is_async=True)
         if not ACT:
             dp = dp - delta_smem.index(stage).load(s_cols)[None, :]
-        ds = gl.convert_layout(changed(change, dp, ACT).to(dtype), p_layout)
+        ds = gl.convert_layout((change * dp).to(dtype), p_layout)
         dk_next = warpgroup_mma(ds, q, dk, is_async=True)
         dv, dk, weights, ds = warpgroup_mma_wait(0, [dv_next, dk_next, weights, ds])
         mbarrier.arrive(empty.index(stage))
@@ -272,17 +272,17 @@ def _add_to_queries(memory, place, blocks, tensors, T, factors, H, WHICH: gl.con
                              is_async=True)
         s = warpgroup_mma_wait(1, [scores])
         if ACT:
-            _, change = silu(s * (0.5 * factors[0]), dtype == gl.bfloat16)
+            _, change = silu(s * factors[0])
         else:
             change = gl.exp2(s * factors[0] - sums[:, None])
         n = begin + j * BN
         if n + BN > safe:
             seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < high[:, None]
-            change = gl.where(seen, change, -1.0 if ACT else 0.0)
+            change = gl.where(seen, change, 0.0)
         dp = warpgroup_mma_wait(0, [dots])
         if not ACT:
             dp = dp - deltas[:, None]
-        ds = gl.convert_layout(changed(change, dp, ACT).to(dtype), p_layout)
+        ds = gl.convert_layout((change * dp).to(dtype), p_layout)
         dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
         mbarrier.arrive(empty.index(stage))
     store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)

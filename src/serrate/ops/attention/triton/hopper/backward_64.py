@@ -26,7 +26,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
-from .forward import barriers, changed, count_blocks, describe, find_tile, share, silu, slope, store_rows, weights_of
+from .forward import barriers, count_blocks, describe, find_tile, share, silu, slope, store_rows, weights_of
 
 TILE = 64  # events of a tile: what one matrix instruction takes
 TERMS = 16  # columns of `_store_terms`: the least that a product sums over
@@ -159,7 +159,7 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
                 scores = warpgroup_mma(k, q.permute([1, 0]), zeros, use_acc=False, is_async=True)
                 dots = warpgroup_mma(v, grad.permute([1, 0]), zeros, use_acc=False, is_async=True)
                 s = warpgroup_mma_wait(1, [scores])
-                p, change = silu(s * (0.5 * factors[0]), dtype == gl.bfloat16)
+                p, change = silu(s * factors[0])
             else:
                 terms = terms_smem.index(stage).reshape([BN, 16]).permute([1, 0])
                 scores = warpgroup_mma(take_lse, terms, zeros, use_acc=False, is_async=True)
@@ -173,15 +173,15 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
                 if (n < first + BM) | (n + BN > end):
                     seen = (rows[None, :] >= keys[:, None]) & (rows < end)[None, :]
                     p = gl.where(seen, p, 0.0)
-                    change = gl.where(seen, change, -1.0 if ACT else 0.0)
+                    change = gl.where(seen, change, 0.0)
             else:
                 if n + BN > end:
                     p = gl.where((rows < end)[None, :], p, 0.0)
-                    change = gl.where((rows < end)[None, :], change, -1.0 if ACT else 0.0)
+                    change = gl.where((rows < end)[None, :], change, 0.0)
             weights = gl.convert_layout(p.to(dtype), p_layout)
             dp = warpgroup_mma_wait(0, [dots])
             dv_next = warpgroup_mma(weights, grad, dv, is_async=True)
-            ds = gl.convert_layout(changed(change, dp, ACT).to(dtype), p_layout)
+            ds = gl.convert_layout((change * dp).to(dtype), p_layout)
             dk_next = warpgroup_mma(ds, q, dk, is_async=True)
             dv, dk, weights, ds = warpgroup_mma_wait(0, [dv_next, dk_next, weights, ds])
             gl.thread_barrier()  # all warps are through with the block
@@ -285,17 +285,17 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
             s = warpgroup_mma_wait(1, [scores])
             if ACT:
-                _, change = silu(s * (0.5 * factors[0]), dtype == gl.bfloat16)
+                _, change = silu(s * factors[0])
             else:
                 change = gl.exp2(s * factors[0] - past[:, None])
             n = begin + j * BN
             if n + BN > safe:
                 seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < high[:, None]
-                change = gl.where(seen, change, -1.0 if ACT else 0.0)
+                change = gl.where(seen, change, 0.0)
             dp = warpgroup_mma_wait(0, [dots])
             if not ACT:
                 dp = dp - deltas[:, None]
-            ds = gl.convert_layout(changed(change, dp, ACT).to(dtype), p_layout)
+            ds = gl.convert_layout((change * dp).to(dtype), p_layout)
             dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
             gl.thread_barrier()  # all warps are through with the block
             _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, n + S * BN, h)

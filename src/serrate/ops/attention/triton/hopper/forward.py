@@ -99,26 +99,12 @@ def barriers(N: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit
-def tanh(x, FAST: gl.constexpr):
-    """FAST: the device's approximation, good to 12 bits: more than bfloat16 keeps."""
-    if FAST:
-        y = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
-    else:
-        y = 1.0 - 2.0 / (1.0 + gl.exp2(x * 2.8853900817779268))
-    return y
-
-
-@gluon.jit
-def silu(half, FAST: gl.constexpr):
-    """The weights of scores 2 half, and what twice their derivatives are above 1."""
-    t = tanh(half, FAST)
-    return half * t + half, half * (1.0 - t * t) + t
-
-
-@gluon.jit
-def changed(change, dp, ACT: gl.constexpr):
-    """The gradients of scores from those of their weights; of `silu`, twice as much: 0 where `change` is -1."""
-    return change * dp + dp if ACT else change * dp
+def silu(x):
+    """The weights of scores x, and their derivatives."""
+    y = gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + gl.exp2(x * -1.4426950408889634)],
+                                  dtype=gl.float32, is_pure=True, pack=1)
+    p = x * y
+    return p, p * (1.0 - y) + y
 
 
 @gluon.jit
@@ -133,8 +119,8 @@ def share(factors, begin, end, ACT: gl.constexpr):
 @gluon.jit
 def slope(factors, begin, end, ACT: gl.constexpr):
     """What the gradients of scores are multiplied by on their way to queries and keys."""
-    # `silu` gives twice the derivatives; a softmax counts in base 2
-    return 0.5 * factors[0] * share(factors, begin, end, ACT) if ACT else factors[0] * 0.6931471805599453
+    # a softmax counts in base 2
+    return factors[0] * share(factors, begin, end, ACT) if ACT else factors[0] * 0.6931471805599453
 
 
 @gluon.jit
@@ -154,7 +140,7 @@ def _masked_part(q, k, first, end, n, scale, N: gl.constexpr, CAUSAL: gl.constex
         high = gl.minimum(high, rows + 1)
     seen = cols[None, :] < high[:, None]
     if ACT:
-        p, _ = silu(s * (0.5 * scale), k.dtype == gl.bfloat16)
+        p, _ = silu(s * scale)
         p = gl.where(seen, p, 0.0)
         m = gl.full([BM], 0.0, gl.float32, gl.SliceLayout(1, layout))
         total = m
@@ -188,10 +174,10 @@ def _masked_block(q, k, first, end, n, scale, CAUSAL: gl.constexpr, ACT: gl.cons
 
 
 @gluon.jit
-def _weigh(s, m, total, scale, ACT: gl.constexpr, FAST: gl.constexpr):
+def _weigh(s, m, total, scale, ACT: gl.constexpr):
     """Scores to weights: the running maximum and sum, the weights, and what earlier ones shrink by (not pointwise)."""
     if ACT:
-        p, _ = silu(s * (0.5 * scale), FAST)
+        p, _ = silu(s * scale)
         shrink = m
     else:
         top = gl.maximum(m, gl.max(s, 1) * scale)
@@ -291,7 +277,7 @@ def _one_group(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, ACT: g
             scores = warpgroup_mma(q, keys, zeros, use_acc=False, is_async=True)
             sums = warpgroup_mma(p, values, acc, is_async=True)
             s = warpgroup_mma_wait(1, [scores])
-            m, total, fresh, shrink = _weigh(s, m, total, factors[0], ACT, k_desc.dtype == gl.bfloat16)
+            m, total, fresh, shrink = _weigh(s, m, total, factors[0], ACT)
             acc, p = warpgroup_mma_wait(0, [sums, p])
             gl.thread_barrier()
             _load_pair(k_desc, v_desc, k_smem, v_smem, full, j + S, begin, last - (j + S) * BN, g)
@@ -372,7 +358,7 @@ def _attend(memory, place, blocks, out, lse, T, factors, H, WHICH: gl.constexpr,
         scores = warpgroup_mma(q, keys, zeros, use_acc=False, is_async=True)
         sums = warpgroup_mma(p, values, acc, is_async=True)
         s = warpgroup_mma_wait(1, [scores])
-        m, total, fresh, shrink = _weigh(s, m, total, factors[0], ACT, k_smem.dtype == gl.bfloat16)
+        m, total, fresh, shrink = _weigh(s, m, total, factors[0], ACT)
         # the assembler moves this wait up to the maxima: the other warp group's products, not ours, fill that time
         acc, p = warpgroup_mma_wait(0, [sums, p])
         mbarrier.arrive(empty.index(j % S))
