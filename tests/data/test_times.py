@@ -62,6 +62,18 @@ def test_other_times_that_are_read():
     assert read_seconds("times", [-5, 0, 5]).tolist() == [-5, 0, 5]
 
 
+@pytest.mark.parametrize(("times", "got"), [
+    ([1_700_000_000, 1_700_000_060_000], r"1700000000 \(seconds\) and 1700000060000 \(milliseconds\)"),
+    ([-1_700_000_000_000_000_000, 5, 1_700_000_000_000_000], r"5 \(seconds\) and -17\d+ \(nanoseconds\)"),
+    ([1_700_000_000_000_000, 1_700_000_000_000], r"17\d+ \(milliseconds\) and 17\d+ \(microseconds\)"),
+    ([-(2**63), 0], r"0 \(seconds\) and -9223372036854775808 \(nanoseconds\)"),
+])
+def test_times_of_several_units_are_refused(times, got):
+    for order in (times, times[::-1]):
+        with pytest.raises(InvalidArgument, match=rf"^times: expected whole numbers in one unit, .*, got {got}$"):
+            read_seconds("times", order)
+
+
 @pytest.mark.parametrize("times", [[1, None], [float("nan")], [float("inf")], [1e300], [2**63], ["noon"], [True],
                                    [1, "noon"], [[1]], 5, [NOON, None]], ids=str)
 def test_times_that_are_none_are_refused(times):

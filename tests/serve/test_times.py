@@ -87,6 +87,10 @@ def test_chunks_do_not_show(timed, monkeypatch):
     ({"times": [[3, 2, 4], *TIMES[1:]]}, r"times: expected the oldest event of a history first, got a decrease in hi"),
     ({"times": [["a", "b", "c"], *TIMES[1:]]}, r"times: expected whole numbers, seconds, dates or timestamps"),
     ({"times": TIMES, "asked": [1, 2]}, r"asked: expected one time, or 4, one a history, got 2 times"),
+    ({"times": [[1, 2, 3], [START * 1000], *TIMES[2:]]}, r"times: expected whole numbers in one unit, which is told by "
+        rf"their size, got 1 \(seconds\) and {START * 1000} \(milliseconds\)"),
+    ({"times": TIMES, "asked": [TIMES[0][-1], 7 + START, START + 2000, START + 50_010]},
+     r"asked: expected the time of the newest event or later, got 1,000 s before it in history 2"),
     ({"times": TIMES, "asked": "now"}, r"asked: expected whole numbers, seconds, dates or timestamps, got "),
 ])
 def test_wrong_times_are_named(options, message, timed):
@@ -145,10 +149,20 @@ def test_each_user_may_ask_at_another_time(timed, tmp_path, monkeypatch):
     ({"times": [TIMES[0], TIMES[1], None, TIMES[3]]}, r"lists\.parquet: expected 4 times in row 3, one an item, got 0"),
     ({"times": [TIMES[0], TIMES[1], [4, 3, 2, 1], TIMES[3]]}, r"lists\.parquet: times: .* a decrease in history 3"),
     ({"asked": [1, 2, None, 4]}, r"lists\.parquet: asked: expected a time for each event, got null"),
+    ({"asked": [START + 90_000, START + 7, START + 3000, START]}, r"asked: .* 50,010 s before it in history 4"),
 ])
 def test_lists_with_wrong_times(columns, message, timed, tmp_path):
     with pytest.raises(InvalidData, match=message):
         served(timed, lists(tmp_path / "lists.parquet", **columns))
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_log_that_goes_on_after_it_is_asked_about(timed, tmp_path):
+    source = log(tmp_path / "log.parquet")
+    assert len(served(timed, source, asked=START + 90_000)) == 4
+    (tmp_path / "out.parquet").unlink()
+    with pytest.raises(InvalidArgument, match=r"^asked: .* 1 s before it in history 1$"):
+        served(timed, source, asked=START + 89_999)
     assert not (tmp_path / "out.parquet").exists()
 
 

@@ -67,7 +67,7 @@ def recommend_file(predictor: Predictor, source: Path | str, out: Path | str, k:
 
     Raises:
         InvalidData: the source cannot be used.
-        InvalidArgument: `out` is the source, `asked` is no time.
+        InvalidArgument: `out` is the source, `asked` is no time or before the newest event of a history.
         NotWritable: the disk is full or refuses.
     """
     config = predictor.data_config if config is None else config
@@ -212,7 +212,7 @@ def _events(predictor: Predictor, source: Path, config: DataConfig, asked: Tenso
             happened = histories.field("time")[start : start + len(rows)]
             assert isinstance(happened, JaggedTensor)
             happened = happened.with_values(seconds(happened.values, histories.ticks_per_second))
-            times = Times.of(happened, None if asked is None else asked.expand(len(rows)))
+            times = Times.of(happened, None if asked is None else asked.expand(len(rows)), start + 1)
         yield _Block(users, rows.with_values(to_model[rows.values.long()]), times)
 
 

@@ -116,8 +116,8 @@ class Predictor:
             times: when the events of each history happened, as many as it has ids, none before the one before it: whole
                 numbers in a unit that is told by their size, as those of a log, fractions of seconds, or dates. Needed
                 where the model `reads_time`, and not read elsewhere.
-            asked: when the answers are asked for, one time for all or a list with one a history. None: when the newest
-                event of a history happened, as if it were answered at once.
+            asked: when the answers are asked for, one time for all or a list with one a history, not before the newest
+                event of a history. None: when that happened, as if it were answered at once.
 
         Raises:
             InvalidArgument: `histories` is not a list of lists of ids, `allow` or `deny` no list of ids, `k` < 1, or

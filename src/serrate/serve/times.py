@@ -28,13 +28,22 @@ class Times:
     asked: Tensor
 
     @classmethod
-    def of(cls, happened: JaggedTensor, asked: Tensor | None) -> "Times":
-        """Return these; with `asked` None each answer is asked for when the newest event of its history happened."""
+    def of(cls, happened: JaggedTensor, asked: Tensor | None, first: int = 0) -> "Times":
+        """Return these; with `asked` None each answer is asked for when the newest event of its history happened.
+
+        Raise where one is asked for before that: the answer would know what came later, and no model has trained on
+        such. `first` is the number by which the error would call the first row.
+        """
+        filled = happened.lengths > 0
+        newest = torch.zeros(len(happened), dtype=torch.int64)
+        newest[filled] = happened.values[happened.offsets[1:][filled] - 1]
         if asked is None:
-            last = (happened.offsets[1:] - 1).clamp(min=0)
-            filled = happened.lengths > 0
-            asked = torch.zeros(len(happened), dtype=torch.int64)
-            asked[filled] = happened.values[last[filled]]
+            return cls(happened, newest)
+        early = (newest - asked) * filled
+        if bool((early > 0).any()):
+            row = int((early > 0).nonzero()[0])
+            raise InvalidArgument("asked", "the time of the newest event or later",
+                                  f"{int(early[row]):,} s before it in history {first + row}")
         return cls(happened, asked)
 
     def kept(self, known: Tensor) -> "Times":
@@ -53,7 +62,8 @@ def read_times(times: Any, asked: Any, lengths: np.ndarray) -> Times:
         lengths: `(B,)` int64, how many events each history has.
 
     Raises:
-        InvalidArgument: times that are missing, no times, too many or too few, or not in order.
+        InvalidArgument: times that are missing, no times, too many or too few, or not in order; answers asked for
+            before the newest event of their history.
     """
     if times is None or isinstance(times, str | bytes) or not isinstance(times, Iterable):
         raise InvalidArgument("times", _TIMES, repr(times))
@@ -80,7 +90,7 @@ def read_asked(asked: Any, rows: int) -> Tensor:
 def checked(happened: Tensor, lengths: np.ndarray, asked: Tensor | None, first: int = 0) -> Times:
     """Return the times of events `(T,)` in rows of `lengths` `(B,)`; raise where one is before the one before it.
 
-    `first` is the number by which the error would call the first row.
+    For `asked` and `first` see `Times.of`.
     """
     time = JaggedTensor.from_lengths(happened, torch.from_numpy(lengths))
     rows = time.row_index()
@@ -88,4 +98,4 @@ def checked(happened: Tensor, lengths: np.ndarray, asked: Tensor | None, first: 
     if bool(wrong.any()):
         row = first + int(rows[1:][wrong][0])
         raise InvalidArgument("times", "the oldest event of a history first", f"a decrease in history {row}")
-    return Times.of(time, asked)
+    return Times.of(time, asked, first)
