@@ -39,6 +39,7 @@ class Whole(Config):
     losses: tuple[Annotated[FullSoftmax | SampledSoftmax, Field(discriminator="kind")], ...] = ()
     tables: dict[str, Item] = Field(default_factory=dict)
     limit: int | Columns | None = None
+    divisor: Annotated[float, Field(gt=0)] | Literal["length", "none"] | None = None
     cutoffs: tuple[int, ...] = (10, 50)
     learning_rate: float = Field(1e-3, gt=0)
 
@@ -98,6 +99,11 @@ def refusal(call) -> str:
             {"loss": {"kind": "sampled-softmax", "negatives": 0}},
             "config: loss.negatives: expected greater than or equal to 1, got 0",
         ),
+        # A plain union: whatever it would have taken, as one thing that is wrong.
+        ({"divisor": 0}, "config: divisor: expected greater than 0, or 'length' or 'none', got 0"),
+        ({"divisor": "lenght"}, "config: divisor: expected a valid number, or 'length' or 'none', got 'lenght'"),
+        ({"divisor": 0, "a": 1},
+         "config: divisor: expected greater than 0, or 'length' or 'none', got 0 (and 1 more)"),
         ({"cutoffs": [10, "x"]}, "config: cutoffs.1: expected a valid integer, got 'x'"),
         ({"columns": "user"}, "config: columns: expected keys and values, got 'user'"),
         ({"columns": None}, "config: columns: expected keys and values, got None"),

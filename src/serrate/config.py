@@ -120,7 +120,9 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
     first, *others = error.errors(include_url=False)
     path, known = _trace(cls, first["loc"])
     context = first.get("ctx", {})
-    more = f" (and {len(others)} more)" if others else ""
+    alike = [other for other in others if _trace(cls, other["loc"])[0] == path]  # what else a union would have taken
+    others = len(others) - len(alike)
+    more = f" (and {others} more)" if others else ""
     if "discriminator" in context:
         path.append(_bare(context["discriminator"]))
     key = ".".join(path)
@@ -140,6 +142,7 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
             reason = shorten(context["error"]) + ("" if whole else f", got {_brief(first['input'])}")
         case _:
             expected = first["msg"].replace("Input should be ", "expected ").split(", unable to parse")[0]
+            expected += "".join(f", or {other['msg'].removeprefix('Input should be ')}" for other in alike)
             reason = f"{expected}, got {_brief(first['input'])}"
     return f"{shorten(key)}: {reason}{more}" if key else f"{reason}{more}"
 
