@@ -416,18 +416,22 @@ def test_what_recommend_needs(refused, trained, log, tmp_path):
 
 @pytest.mark.parametrize(("history", "words"), [
     ("101,102", ["ID@TIME", "'101'"]), ("101@5,@6,102@7", ["ID@TIME", "'@6'"]), ("101@noon", ["ISO date", "'noon'"]),
-    ("101@6,102@5", ["oldest event", "decrease"]), (f"101@{2**64}", ["times", "64 bits"])])
+    ("101@6,102@5", ["oldest event", "decrease"]), (f"101@{2**64}", ["times", "64 bits"]),
+    ("101@1700000000,102@1700000060000", ["one unit", "1700000000 (seconds)", "1700000060000 (milliseconds)"]),
+    ("101@5,102@65,@5", ["asked", "60 s before it"])])
 def test_a_history_without_usable_times(history, words, refused, timed):
     refused("recommend", timed, "--history", history, words=words)
 
 
-def test_what_a_model_of_time_needs(refused, timed, log, tmp_path):
+def test_what_a_model_of_time_needs(refused, serrate, timed, log, tmp_path):
     out = ["--out", tmp_path / "out"]
     refused("recommend", timed, "--histories", log, *out, "--set", "columns.time=null", words=["columns.time"])
     pq.write_table(pa.table({"history": [[101]], "times": [["noon"]]}), tmp_path / "lists.parquet")
     refused("recommend", timed, "--histories", tmp_path / "lists.parquet", *out, words=["lists.parquet", "times"])
     (tmp_path / "timed.yaml").write_text("model: {kind: hstu, width: 8, time: true}")
     refused("train", tmp_path / "timed.yaml", "--data", log, *out, words=["model.time", "columns.time"])
+    assert serrate("data", "prepare", log, "--out", tmp_path / "prepared").code == 0
+    refused("evaluate", timed, "--data", tmp_path / "prepared", words=["prepared", "reads times", "columns.time"])
 
 
 def test_columns_that_recommend_does_not_find(refused, trained, log, tmp_path):

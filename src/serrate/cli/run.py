@@ -96,6 +96,8 @@ def evaluate(
     if len(histories.items) != len(predictor.items) or histories.items.decode(range(len(histories.items))) != \
             predictor.items.decode(range(len(predictor.items))):
         raise InvalidData(f"{histories.path}: its items are not those that {run} was trained on")
+    if predictor.reads_time and not histories.has_time:
+        raise InvalidData(f"{histories.path}: the model reads times, and this data set has none (columns.time)")
     parts = split(histories, config.split)
     examples = parts.test if part == "test" else parts.validation
     device = next(predictor.model.parameters()).device
