@@ -25,7 +25,7 @@ class HSTUEncoderConfig(EncoderConfig):
     time: bool = Field(default=False, description="a bias by the time between them; the log has to have times")
     bias_per_head: bool = Field(default=False, description="tables of bias for each head, not for each layer")
     attention_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of the attention weights dropped")
-    recompute: bool = Field(default=False, description="save memory in training: compute each layer twice")
+    recompute: bool = Field(default=False, description="save memory in training: repeat each layer's first product")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
