@@ -101,7 +101,8 @@ def refusal(call) -> str:
         ),
         # A plain union: whatever it would have taken, as one thing that is wrong.
         ({"divisor": 0}, "config: divisor: expected greater than 0, or 'length' or 'none', got 0"),
-        ({"divisor": "lenght"}, "config: divisor: expected a valid number, or 'length' or 'none', got 'lenght'"),
+        ({"divisor": "lenght"}, "config: divisor: expected a valid number, or 'length' or 'none', got 'lenght' "
+         "(did you mean 'length'?)"),
         ({"divisor": 0, "a": 1},
          "config: divisor: expected greater than 0, or 'length' or 'none', got 0 (and 1 more)"),
         ({"cutoffs": [10, "x"]}, "config: cutoffs.1: expected a valid integer, got 'x'"),

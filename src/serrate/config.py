@@ -143,7 +143,9 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
         case _:
             expected = first["msg"].replace("Input should be ", "expected ").split(", unable to parse")[0]
             expected += "".join(f", or {other['msg'].removeprefix('Input should be ')}" for other in alike)
-            reason = f"{expected}, got {_brief(first['input'])}"
+            named = re.findall(r"'([^']+)'", expected)  # of a literal
+            hint = suggest(first["input"], named) if isinstance(first["input"], str) else ""
+            reason = f"{expected}, got {_brief(first['input'])}{hint}"
     return f"{shorten(key)}: {reason}{more}" if key else f"{reason}{more}"
 
 

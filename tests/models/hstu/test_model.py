@@ -138,7 +138,7 @@ def test_the_parts_and_their_start():
         ({"width": 10, "heads": 3}, "config: heads must divide width 10, or key_width and value_width be given"),
         ({"tiem": True}, "config: unknown key 'tiem' (did you mean 'time'?)"),
         ({"activation": "softmax", "normaliser": 3}, "config: normaliser must be null with activation softmax"),
-        ({"normaliser": 0}, "config: 'normaliser': expected greater than 0, got 0"),
+        ({"normaliser": 0}, "config: 'normaliser': expected greater than 0, or 'length' or 'none', got 0"),
         ({"key_width": 0}, "config: 'key_width': expected greater than or equal to 1, got 0"),
         ({"activation": "swish"}, "config: 'activation': expected 'silu', 'gelu', 'relu_squared', 'identity' or"),
     ],
