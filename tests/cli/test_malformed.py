@@ -200,6 +200,11 @@ def test_out_is_taken(make, refused, tmp_path, log, small):
     refused("quickstart", "--events", 1000, "--out", out, words=["out"])
 
 
+def test_a_stream_of_less_than_a_record(refused, tmp_path):
+    stream = ["data", "synthesize", "--kind", "stream", "--out", tmp_path / "stream"]
+    refused(*stream, "--events", 127, words=["--events", "at least 128", "127"])
+
+
 def test_out_is_a_run(refused, tmp_path, log, trained, small):
     shutil.copytree(trained, tmp_path / "run")
     refused("train", "default", *small, "--data", log, "--out", tmp_path / "run", words=["out", "saved run"])

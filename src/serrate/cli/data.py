@@ -18,7 +18,7 @@ from ..data import (
     synthesize,
     synthesize_stream,
 )
-from ..errors import InvalidData
+from ..errors import InvalidArgument, InvalidData
 from ..files import write_folder_aside
 from .groups import group
 from .show import columns_table, err, facts, out, say
@@ -33,6 +33,8 @@ User = Annotated[str | None, typer.Option(metavar="COLUMN", help="who")]
 Item = Annotated[str | None, typer.Option(metavar="COLUMN", help="what")]
 Time = Annotated[str | None, typer.Option(metavar="COLUMN", help="when; a user's events are put in this order")]
 Position = Annotated[str | None, typer.Option(metavar="COLUMN", help="the order, where the log has no times")]
+_RECORD = 128  # events of a record of a stream, as the paper of HSTU has them
+
 Changes = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="any other key under `data` of `serrate config show default`")]
 
@@ -109,10 +111,12 @@ def synthesize_log(
       serrate data synthesize --out large --events 100000000 --seed 1
       serrate data synthesize --out stream --kind stream --events 6400000
     """
+    if kind == "stream" and events < _RECORD:
+        raise InvalidArgument("--events", f"at least {_RECORD}, a record of the stream", events)
     with write_folder_aside(folder) as partial:
         log, titles = partial / "events.parquet", partial / "items.parquet"
         if kind == "stream":
-            synthesize_stream(log, events // 128, seed=seed, titles=titles)
+            synthesize_stream(log, events // _RECORD, length=_RECORD, seed=seed, titles=titles)
         else:
             synthesize(log, events, seed=seed, titles=titles)
     say(f"wrote {folder / 'events.parquet'} and the titles beside it", err)
