@@ -1,6 +1,7 @@
 """Pointwise weights and relative bias: hand-made values, what a pair of queries and keys gets, and what it does not."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,16 @@ from serrate.errors import InvalidArgument
 from serrate.ops.attention import Bias, Mask, Weights, attention
 from serrate.ops.attention.bias import BUCKET, FARTHEST, bucket
 from serrate.ops.attention.cases import CASES, CAUSAL, Case
-from serrate.testing.attention import bucket_of, check, every_device, every_implementation, low_dtype, run, usable
+from serrate.testing.attention import (
+    bucket_of,
+    check,
+    every_device,
+    every_implementation,
+    low_dtype,
+    run,
+    usable,
+    with_gradients,
+)
 
 NAMED = {case.name: case for case in CASES}
 SIX = torch.tensor([0, 4, 4, 6])
@@ -119,6 +129,11 @@ def test_times_far_apart_count_as_far_apart(name, device):
     assert torch.equal(out([start, start + FARTHEST + 1, start + 5]), far)
     assert not torch.equal(out([start, start + FARTHEST // 2, start + 5]), far)
     assert torch.equal(out([5, 5 + FARTHEST, 10]), far)
+    opposite = out([5, 5 + FARTHEST, 5 - FARTHEST])  # 2³¹ apart, more than int32 holds
+    assert torch.equal(out([5, 2**40, -(2**40)]), opposite)
+    pairs = torch.tensor([[0, 69, 69], [69, 0, 71], [69, 71, 0]], device=device)
+    scores = (q[:, 0] @ k[:, 0].T * case.width**-0.5).double() + table[pairs]
+    torch.testing.assert_close(opposite[:, 0].double(), scores.softmax(-1) @ v[:, 0].double(), rtol=1e-5, atol=1e-5)
 
 
 @every_device
@@ -150,6 +165,57 @@ def test_one_table_may_ask_for_a_gradient_alone(name, device):
     out.float().square().sum().backward()
     assert time.grad.any()
     assert position.grad is None
+
+
+def gradients(name, case, device, loss, dtype=None):
+    """Return the gradients of `loss(out, lse)` with tables of entries up to ±150, those of tables apart."""
+    *tensors, offsets = case.tensors(low_dtype(name), device)
+    usable(name, case, tuple(tensors), lse=True)
+
+    def compute(q, k, v, *tables):
+        arguments = case.arguments(device, tables=tables)
+        return loss(*attention(q, k, v, offsets, return_lse=True, implementation=name, **arguments)) + 0 * v.sum()
+
+    found = with_gradients(compute, tuple(tensors), dtype, tuple(60 * table for table in case.tables(device)))
+    return found.grads.double(), found.table_grads.double()
+
+
+@every_device
+@pytest.mark.parametrize("loss", [
+    lambda out, lse: out, lambda out, lse: lse, lambda out, lse: 1e-6 * out[..., 0] + lse],
+    ids=["output", "log-sum-exp", "both"])
+@pytest.mark.parametrize("case", [
+    Case("full", (9, 0, 21, 5), mask=Mask(), reach=6, buckets=30), Case("causal", (9, 0, 21, 5), reach=6, apart=True),
+    Case("cross", (9, 4, 21, 5), kv_lengths=(3, 4, 5, 7), mask=Mask(window=(3, 9)), reach=6, buckets=30),
+    Case("times", (9, 0, 21, 5), buckets=30)], ids=lambda case: case.name)
+@every_implementation
+def test_entries_may_be_as_large_as_scores(name, case, loss, device):
+    """The exponential of 150 is past the range of float32: whatever queries past a row's end make of it is nothing."""
+    exact = gradients("reference", case, device, loss, torch.float64)
+    largest = max(float(each.abs().amax()) for each in exact)
+    for found, expected in zip(gradients(name, case, device, loss), exact, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * largest)
+
+
+@every_device
+@pytest.mark.parametrize("shape", [{}, {"kv_lengths": (3, 4, 5, 7)}, {"dense": 3}], ids=["self", "cross", "dense"])
+@every_implementation
+def test_offsets_and_times_may_be_views(name, shape, device):
+    case = Case("", (9, 0, 21, 5), mask=Mask(), reach=6, buckets=30, **shape)
+    *tensors, offsets = case.tensors(low_dtype(name), device)
+    usable(name, case, tuple(tensors))
+    given = case.arguments(device)
+
+    def column(x):
+        return None if x is None else torch.stack([x, x + 77], -1)[..., 0]
+
+    bias = given["bias"]
+    views = {"bias": replace(bias, query_times=column(bias.query_times), key_times=column(bias.key_times))}
+    if "kv_offsets" in given:
+        views["kv_offsets"] = column(given["kv_offsets"])
+    assert not views["bias"].key_times.is_contiguous()
+    assert torch.equal(attention(*tensors, column(offsets), implementation=name, **given | views),
+                       attention(*tensors, offsets, implementation=name, **given))
 
 
 @every_device

@@ -44,7 +44,7 @@ class Rows(NamedTuple):
     """Where the rows of queries and of keys are, int32 or int64: row `b` of the one sees row `b` of the other.
 
     queries: `(B + 1,)` offsets, the same object as `keys` in self-attention, None for dense queries `(B, K, H, D)`;
-    keys: `(B + 1,)`; longest: upper bounds on the lengths of rows of queries and of keys.
+    keys: `(B + 1,)`, both contiguous; longest: upper bounds on the lengths of rows of queries and of keys.
     """
 
     queries: Tensor | None
@@ -63,7 +63,8 @@ class Settings(NamedTuple):
     """The rest of a call: `mask` (its counts as tensors `(B,)`), factor on scores, weights, bias, whether to give lse.
 
     The seed of `weights` is `()` int64 on the device where there is dropout. `bias` is None, or has contiguous tables
-    `(H, …)` or `(1, …)`, float32 (float64 for float64), and where it has a table of times those of all queries `(T,)`.
+    `(H, …)` or `(1, …)`, float32 (float64 for float64), and where it has a table of times those of all queries `(T,)`
+    and keys `(S,)`, int64 and contiguous.
     """
 
     mask: Mask
@@ -155,8 +156,9 @@ def attention(  # pyright: ignore[reportInconsistentOverload] - the options are 
         raise InvalidArgument("return_lse", f"False with {weights.activation} weights, which have none", True)
     bounds = (q.shape[1] if dense else q.shape[0], k.shape[0]) if longest is None else \
         longest if isinstance(longest, tuple) else (q.shape[1] if dense else longest, longest)
-    keys = offsets if kv_offsets is None else kv_offsets
-    rows = Rows(None if dense else offsets, keys, bounds)
+    own = offsets.contiguous()
+    keys = own if kv_offsets is None or kv_offsets is offsets else kv_offsets.contiguous()
+    rows = Rows(None if dense else own, keys, bounds)
     settings = Settings(_on_device(mask, keys), factor, _seeded(weights, q), _prepared(bias, q, k, rows), return_lse)
     call = Call(q.device, q.dtype, q.shape[-1], v.shape[2], mask, cross=keys is not rows.queries,
                 grouped=q.shape[-2] != k.shape[1], dropout=weights.dropout > 0, with_lse=return_lse,
@@ -313,7 +315,7 @@ def _prepared(bias: Bias | None, q: Tensor, k: Tensor, rows: Rows) -> Bias | Non
         if times.shape != shape or times.dtype not in (torch.int32, torch.int64) or times.device != q.device:
             raise InvalidArgument(f"bias.{name}", f"shape {tuple(shape)}, dtype int32 or int64, on {q.device}",
                                   f"{tuple(times.shape)} {times.dtype} on {times.device}")
-    return Bias(position, time, asked.long().flatten(), bias.key_times.long().contiguous())
+    return Bias(position, time, *(times.long().flatten().contiguous() for times in (asked, bias.key_times)))
 
 
 def _table(name: str, table: Tensor, q: Tensor) -> Tensor:
