@@ -19,11 +19,25 @@ MOST = 120  # keys times heads: an interpreted case of this size takes one or tw
 SMALL = [case for case in CASES if case.width <= 64 and case.heads * sum(case.kv_lengths or case.lengths) <= MOST]
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton has no package for this system")
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton has no package for this system")
+
+
+def interpreted(*arguments: str) -> str:
+    """Return what pytest says with these arguments under the interpreter; all must pass, none be skipped."""
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, *arguments], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " skipped" not in done.stdout, done.stdout  # the interpreter did serve
+    return done.stdout
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_small_cases_keep_the_numerics_promise(dtype):
     ids = [f"{SUITE}::test_named_cases_keep_the_numerics_promise[triton-{case.name}-{dtype}-cpu]" for case in SMALL]
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", *ids]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(SMALL)} passed" in done.stdout, done.stdout  # none skipped: the interpreter did serve
+    said = interpreted(*ids)
+    assert f"{len(SMALL)} passed" in said, said
+
+
+def test_pointwise_weights_and_bias():
+    interpreted(str(SUITE.with_name("test_bias.py")), "-k", "triton and cpu")

@@ -215,5 +215,7 @@ _BIASED += [replace(_NAMED[name], name=f"{name}_both", activation="silu", normal
                          "long_everything", "width_96")]
 _BIASED += [replace(_NAMED[name], name=f"{name}_both_softmax", reach=20, buckets=50, apart=True)
             for name in ("one_long_among_short", "cross", "two_heads_share", "everything", "everything_target")]
+_BIASED += [replace(_NAMED[name], name=f"{name}_both_relu_squared", activation="relu_squared", normaliser="length",
+                    reach=20, buckets=50) for name in ("width_20", "everything")]
 _BIASED += [replace(_NAMED["mixed"], name="both_dropout", reach=20, buckets=50, dropout=0.3)]
 CASES += _POINTWISE + _BIASED

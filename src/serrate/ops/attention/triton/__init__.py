@@ -1,7 +1,8 @@
 """Attention on CUDA in Triton: custom operators, whose kernels are imported at the first call.
 
 The axes of events are cut into tiles by a kernel (`plan.py`), so that the host waits for nothing and the grid follows
-from the numbers of events and rows alone. Gradients are written once, by the program they belong to: no atomics.
+from the numbers of events and rows alone. Gradients are written once, by the program they belong to: no atomics, those
+of tables of bias apart, which are sums of whole numbers (`weigh.py`).
 """
 
 from collections.abc import Sequence
@@ -103,7 +104,7 @@ def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tenso
 
         on_hopper.launch(*arguments, plan, results, gradients)
     elif of_tables:
-        tables = Tables(problem, bounds(grads[0], inputs, problem))
+        tables = Tables(problem, bounds(grads, inputs, problem), inputs[0].dtype == torch.float32)
         backward.launch(*arguments, plan, results, gradients, tables.sums)
         return tables.gradients()
     else:

@@ -154,7 +154,8 @@ def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin
         dp = tl.where(mixed(events[:, None] ^ bits[None, :]) >= dropped[1], dp * dropped[2], 0.0)
     ds = p * dp if KIND[5] else p * (dp - delta[:, None])
     if HOW[4]:
-        add_to_tables(ds, sums, bias, side, place, happened, seen, share(factors[1], row[4], KIND[6]), KIND[3])
+        add_to_tables(ds, sums, bias, side, place, happened, seen, share(factors[1], row[4], KIND[6]), KIND[3],
+                      q.dtype == tl.float32)
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
@@ -215,7 +216,8 @@ def _sums_of_queries(o, do, lse_source, grad_lse, sums, of_tile, inside, start, 
         delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
         delta -= base_2(tl.load(grad_lse + of_tile + step, mask=inside, other=0.0))
-    lse = tl.load(lse_source + of_tile + step, mask=inside, other=0.0)
+    # queries past the last: a log-sum-exp that makes their weights 0, however large a bias is
+    lse = tl.load(lse_source + of_tile + step, mask=inside, other=float("inf"))
     if HOW[3]:
         finite = tl.where(lse == float("-inf"), 0.0, lse)  # of a query that sees no key
         store_rows(sums, _folded(finite, delta, scale, sums.dtype.element_ty, BM), start, h, H, limit, 16, 16, BM)
@@ -230,7 +232,7 @@ def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin
                MASKED: tl.constexpr, TMA: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """Add what one block of queries gives to the gradients of a tile's keys and values.
 
-    Queries past the row's end are zeros: they add nothing, whatever their weights, and need no mask.
+    Queries past the row's end are zeros: they add nothing, whatever their weights, if finite, and need no mask.
     """
     D: tl.constexpr = WIDTHS[0]
     DV: tl.constexpr = WIDTHS[1]
@@ -255,7 +257,7 @@ def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin
             stand, asked = query_side(bias, step + shift, row, begin + step, step < m_row, side[2])
             x = biased(x, bias, h, stand[None, :] - side[0][:, None], asked[None, :] - side[1][:, None], KIND[5])
         if not KIND[5]:
-            x -= tl.load(lse_source + step, mask=step < m_row, other=0.0)[None, :]
+            x -= tl.load(lse_source + step, mask=step < m_row, other=float("inf"))[None, :]
     if KIND[5]:
         p, slope = activated_with_slope(x, KIND[5])
         if MASKED:

@@ -55,7 +55,7 @@ def _block(q, m, total, acc, k_source, v_source, at, row, n, h, begin, strides, 
            INSIDE: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """Let the queries of a tile see one block of keys: the running maximum, sum and weighted values.
 
-    h: head of the keys; side: of the queries, see `weigh.query_side`, and their head.
+    h: head of the keys; side: of the queries, see `weigh.queries_of_tile`.
     """
     PRECISION: tl.constexpr = HOW[0]
     k = load_rows(k_source, begin + n, h, strides[4], strides[5], begin + length, D, BD, BN, INSIDE, HOW[1])

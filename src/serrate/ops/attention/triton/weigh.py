@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .problem import ACTIVATIONS, Problem
+from .problem import ACTIVATIONS, LOG2_E, Problem
 from .tile import natural
 
 COPIES = 64  # of each sum, so that few programs at a time add to the same one
@@ -158,7 +158,7 @@ def bucket(bias, difference):
             lg2.approx.ftz.f32 x, x; mul.f32 x, x, 0f40136150; cvt.rzi.u32.f32 t, x; min.u32 $0, t, $2;
             }""", "=r,r,r", [difference, bias[4]], dtype=tl.int32, is_pure=True, pack=1)
     else:
-        size = tl.maximum(tl.abs(difference), 1).to(tl.float32)
+        size = tl.maximum(tl.abs(difference.to(tl.float32)), 1.0)  # of int32, -2**31 has no magnitude
         cut = (size.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
         n = tl.minimum((tl.log2(cut) * 2.3028145533553).to(tl.int32), bias[4])
     return n
@@ -193,7 +193,7 @@ def biased(x, bias, h, distance, difference, ACT: tl.constexpr):
     return x
 
 
-# --- the gradients of its tables ---
+# --- what kernels take of a problem ---
 
 
 def kind(problem: Problem, group: int) -> tuple:
@@ -225,40 +225,55 @@ def of_bias(problem: Problem) -> tuple | None:
             None if triton.knobs.runtime.interpret else 1)
 
 
+# --- the gradients of tables ---
+
+
 class Tables:
-    """The sums of the gradients of a problem's tables, in whole numbers of a unit.
+    """The sums of the gradients of a problem's tables, each in whole numbers of a unit.
+
+    Sums are int64. Unless `wide`, the unit of times is also one of which a pair has less than 2³¹: see `add_to_tables`.
 
     Args:
         problem: whose tables.
         bounds: see `bounds`.
+        wide: whether pairs are counted in int64 too, which half precision does not need.
     """
 
-    def __init__(self, problem: Problem, bounds: tuple[Tensor, Tensor]):
-        room = torch.minimum(2.0**62 / bounds[1].clamp(min=1e-30), 2.0**30 / bounds[0].clamp(min=1e-30))
-        self._unit = torch.exp2(room.log2().floor().clamp(max=100.0))
-        self._sums = [torch.zeros((COPIES, *table.shape), dtype=torch.int64, device=table.device)
-                      for table in problem.tables]
-        there = iter(self._sums)
-        self.sums = (COPIES, self._unit)
-        for table in (problem.position, problem.time):
-            self.sums += (None, 0) if table is None else (next(there), table.numel())
+    def __init__(self, problem: Problem, bounds: tuple[Tensor, Tensor], wide: bool):
+        pair, every = bounds
+        room = 2.0**62 / every
+        of_times = room if wide else torch.minimum(room, 2.0**30 / pair)
+        units = torch.exp2(torch.stack([room, of_times]).log2().floor().clamp(max=100.0))
+        self._sums = []
+        self.sums = (COPIES, units)
+        for table, unit in zip((problem.position, problem.time), units, strict=True):
+            if table is None:
+                self.sums += (None, 0)
+                continue
+            self._sums.append((table.new_zeros((COPIES, *table.shape), dtype=torch.int64), unit))
+            self.sums += (self._sums[-1][0], table.numel())
         self.sums += (FEW,)
 
     def gradients(self) -> list[Tensor]:
         """Return the gradient of each table, `(H, N)` or `(1, N)` float32."""
-        return [(sums.sum(0).double() / self._unit.double()).float() for sums in self._sums]
+        return [(sums.sum(0).double() / unit.double()).float() for sums, unit in self._sums]
 
 
-def bounds(grad: Tensor, inputs: Sequence[Tensor], problem: Problem) -> tuple[Tensor, Tensor]:
+def bounds(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor],
+           problem: Problem) -> tuple[Tensor, Tensor]:
     """Return bounds on what a pair adds to a table, and on the sum of that over all pairs: () float32, on the device.
 
-    A weight changes at most as fast as its score (a softmax), 1.13 times that (silu, gelu), or by twice the score.
+    Weights change 1.13 times as fast as their scores (silu, gelu) or less, of relu_squared twice the score times as
+    fast. A softmax gives a score its weight times the difference of two gradients, and that of the log-sum-exp.
     """
     q, k, v = inputs
-    pair = 2 * v.shape[2] / (1 - problem.dropout) * grad.abs().amax().float() * v.abs().amax().float()
+    grad, grad_lse = grads
+    pair = 2 / (1 - problem.dropout) * _longest(grad) * _longest(v)
     if problem.activation == ACTIVATIONS.index("relu_squared"):
-        score = q.abs().amax().float() * k.abs().amax().float() * (q.shape[-1] * problem.scale)
-        pair = 2 * pair * sum((table.abs().amax() for table in problem.tables), start=score)
+        pair = pair * sum((table.abs().amax() for table in problem.tables),
+                          start=_longest(q) * _longest(k) * problem.scale)
+    if grad_lse is not None:
+        pair = pair + LOG2_E * grad_lse.abs().amax()
     keys = problem.keys.diff().float()
     queries = problem.queries.diff() if problem.queries is not None else q.shape[1]
     if problem.normaliser == 0:
@@ -268,19 +283,24 @@ def bounds(grad: Tensor, inputs: Sequence[Tensor], problem: Problem) -> tuple[Te
     return pair, pair * q.shape[-2] * (keys * queries).sum()
 
 
+def _longest(x: Tensor) -> Tensor:
+    """Return the length of the longest vector of x `(…, D)`, () float32; at least 1e-18, whose square is no 0 yet."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax().clamp(min=1e-18)
+
+
 @triton.jit
-def add_to_tables(ds, sums, bias, side, place, happened, seen, part, SKEWED: tl.constexpr):
+def add_to_tables(ds, sums, bias, side, place, happened, seen, part, SKEWED: tl.constexpr, WIDE: tl.constexpr):
     """Add what the pairs of a block give to the tables: ds (M, N), 0 where a pair is not seen.
 
     sums: as `Tables.sums`; side: `queries_of_tile`; place, happened (N,): of the keys; seen: which pairs there are,
     broadcast to (M, N); part: what ds is multiplied by. SKEWED: whether some stand elsewhere than their place in the
-    row says, so that diagonals of the block are not of one distance.
+    row says, so that diagonals of the block are not of one distance. WIDE: as of `Tables`.
     """
     M: tl.constexpr = ds.shape[0]
     N: tl.constexpr = ds.shape[1]
     copy = tl.program_id(0) % sums[0]
-    unit = tl.load(sums[1]) * part
     if sums[2] is not None:
+        unit = tl.load(sums[1]) * part
         target = sums[2] + copy.to(tl.int64) * sums[3] + side[3] * bias[2]
         if SKEWED:
             index = entry(bias, side[0][:, None] - place[None, :])
@@ -297,6 +317,7 @@ def add_to_tables(ds, sums, bias, side, place, happened, seen, part, SKEWED: tl.
                 index = entry(bias, distance + i * N)
                 tl.atomic_add(target + index, (diagonals * unit).to(tl.int64), mask=there, sem="relaxed")
     if sums[4] is not None:
+        unit = tl.load(sums[1] + 1) * part
         target = sums[4] + copy.to(tl.int64) * sums[5] + side[3] * bias[5]
         index = bucket(bias, side[1][:, None] - happened[None, :])
         low = tl.min(tl.min(tl.where(seen, index, bias[4]), 1), 0)
@@ -306,7 +327,7 @@ def add_to_tables(ds, sums, bias, side, place, happened, seen, part, SKEWED: tl.
                 of_bucket = tl.sum(tl.sum(tl.where(index == n, ds, 0.0), 1), 0)
                 tl.atomic_add(target + n, (of_bucket * unit).to(tl.int64), sem="relaxed")
         else:  # neighbours are mostly of one bucket: together
-            whole = (ds * unit).to(tl.int32).to(tl.int64)
+            whole = (ds * unit).to(tl.int64) if WIDE else (ds * unit).to(tl.int32).to(tl.int64)
             left, right = tl.split(whole.reshape(M, N // 2, 2))
             index_left, index_right = tl.split(index.reshape(M, N // 2, 2))
             there_left, there_right = tl.split((seen & (index >= 0)).reshape(M, N // 2, 2))
