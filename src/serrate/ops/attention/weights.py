@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ...errors import InvalidArgument
 
 Activation = Literal["softmax", "silu", "gelu", "relu_squared", "identity"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)  # kernels know them by their place here
 
 POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -44,8 +45,8 @@ class Weights:
     seed: int | Tensor = 0
 
     def __post_init__(self):
-        if self.activation not in get_args(Activation):
-            raise InvalidArgument("weights.activation", " or ".join(get_args(Activation)), repr(self.activation))
+        if self.activation not in ACTIVATIONS:
+            raise InvalidArgument("weights.activation", " or ".join(ACTIVATIONS), repr(self.activation))
         if self.normaliser is not None:
             if self.activation == "softmax":
                 raise InvalidArgument("weights.normaliser", "None under a softmax, which normalises", self.normaliser)

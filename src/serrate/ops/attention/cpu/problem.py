@@ -1,6 +1,6 @@
 """A call with weights that are written out, as the operator takes it."""
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,10 +8,8 @@ from torch import Tensor
 from ..api import Settings
 from ..bias import Bias, since
 from ..mask import Mask
-from ..weights import Activation, Weights
+from ..weights import ACTIVATIONS, Weights
 from .groups import limited, limits_of
-
-_ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 class Problem(NamedTuple):
@@ -54,7 +52,7 @@ def arguments_of(table: Tensor, settings: Settings) -> tuple[list[Tensor], list[
     tables, index = (bias.position, bias.time), (settings.seed, bias.query_times, bias.key_times)
     there = [int(each is not None) for each in (*tables, *index)]
     normaliser = 0.0 if weights.normaliser == "length" else float(weights.normaliser or 1.0)
-    numbers = [*limits_of(settings.mask), _ACTIVATIONS.index(weights.activation), int(settings.with_lse), *there]
+    numbers = [*limits_of(settings.mask), ACTIVATIONS.index(weights.activation), int(settings.with_lse), *there]
     return ([each for each in tables if each is not None], [table, *(each for each in index if each is not None)],
             numbers, [settings.scale, normaliser, weights.dropout])
 
@@ -65,7 +63,7 @@ def from_arguments(tables: list[Tensor], index: list[Tensor], numbers: list[int]
     *limits, activation, with_lse = numbers[:5]
     following = iter([*tables, *others])
     scale, normaliser, dropout = factors
-    chosen = _ACTIVATIONS[activation]
+    chosen = ACTIVATIONS[activation]
     weights = Weights(chosen, None if chosen == "softmax" else normaliser or "length", dropout)
     return Problem(table, limited(limits), weights, scale, bool(with_lse),
                    *(next(following) if each else None for each in numbers[5:]))

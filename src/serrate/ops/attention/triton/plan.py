@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .problem import ACTIVATIONS, FULL, GENERAL, Problem
+from ..weights import ACTIVATIONS
+from .problem import FULL, GENERAL, Problem
 
 SILU = ACTIVATIONS.index("silu")
 WORTH_DESCRIBING = 4096  # events, below which describing tensors to the copy engine takes longer than it saves

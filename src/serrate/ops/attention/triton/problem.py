@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ..api import Rows, Settings
 from ..dropout import threshold
+from ..weights import ACTIVATIONS
 
 FULL, CAUSAL, GENERAL = 0, 1, 2  # kinds of mask: each has code of its own in the kernels
 NO_LIMIT = 2**30  # longer than any row
 LOG2_E = 1.4426950408889634
-ACTIVATIONS = ("softmax", "silu", "gelu", "relu_squared", "identity")
 _SELF, _CROSS, _DENSE = 0, 1, 2
 
 

@@ -13,14 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .problem import ACTIVATIONS, LOG2_E, Problem
+from ..weights import ACTIVATIONS
+from .problem import LOG2_E, Problem
 from .tile import natural
 
 COPIES = 64  # of each sum, so that few programs at a time add to the same one
 FEW = 6  # buckets of a block that are summed one by one, as far from the diagonal; of more, pairs add for themselves
 
 
-# --- pointwise weights: ACT counts as `problem.ACTIVATIONS` ---
+# --- pointwise weights: ACT counts as `weights.ACTIVATIONS` ---
 
 
 @triton.jit
