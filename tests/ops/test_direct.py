@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from serrate.ops.direct import on_device_of, unit_stride, watched
+from serrate.ops.attention import Bias, attention
+from serrate.ops.direct import on_device_of, refuse_tangents, unit_stride, watched
+from serrate.ops.norm_gate import norm_gate
 
 
 class Other(torch.Tensor):
@@ -46,3 +48,19 @@ def test_the_device_of_a_tensor_is_current():
 def test_on_a_cpu_nothing_is_entered():
     with on_device_of(torch.ones(1)):
         pass
+
+
+@pytest.mark.parametrize("compute", [
+    lambda x: attention(x, x, x, torch.tensor([0, 3])),
+    lambda x: attention(x.detach(), x.detach(), x.detach(), torch.tensor([0, 3]), bias=Bias(x[:, 0, 0])),
+    lambda x: norm_gate(x[:, 0], x[:, 0]),
+], ids=["attention", "bias", "norm_gate"])  # fmt: skip
+def test_forward_mode_derivatives_are_refused_and_never_zero(compute):
+    x = torch.randn(3, 1, 4)
+    with pytest.raises(NotImplementedError, match="has no forward-mode derivative"):
+        torch.func.jvp(compute, (x,), (torch.ones_like(x),))
+    with torch.autograd.forward_ad.dual_level():
+        compute(x)  # nobody asks
+        with pytest.raises(NotImplementedError, match="has no forward-mode derivative"):
+            compute(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+    refuse_tangents("attention", x, None)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels as Python on the CPU, for tests
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -25,6 +26,14 @@ def on_device_of(x: Tensor) -> AbstractContextManager[object]:
     if x.is_cuda and x.get_device() != torch.cuda.current_device():
         return torch.cuda.device(x.device)
     return nullcontext()
+
+
+def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
+    """Raise NotImplementedError where a forward-mode derivative is asked for: operators give 0 for it, in silence."""
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(f"{name} has no forward-mode derivative")
 
 
 def unit_stride(x: Tensor) -> Tensor:

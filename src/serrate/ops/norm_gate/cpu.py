@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..direct import refuse_tangents
 from .api import Call, Settings
 from .reference import stays
 
@@ -21,6 +22,7 @@ def unusable(call: Call) -> str | None:
 
 def norm_gate(x: Tensor, gate: Tensor | None, settings: Settings) -> Tensor:
     """Normalise, gate and drop; see `api.norm_gate`. Half precision is computed in float32."""
+    refuse_tangents("norm_gate", x, gate)
     return _forward(x, gate, settings.seed, settings.groups, settings.eps, settings.dropout, settings.dtype)
 
 

@@ -6,6 +6,7 @@ with a bias and dropped ones, are written out a tile at a time (`written.py`).
 
 from torch import Tensor
 
+from ...direct import refuse_tangents
 from ..api import Call, Rows, Settings
 from . import flash, written
 from .groups import tabulated
@@ -18,11 +19,13 @@ def unusable(call: Call) -> str | None:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, Tensor | None]:
     """Attend within each row; see `api.attention`. Shared heads of keys are repeated, dense queries packed."""
+    bias = settings.bias
+    refuse_tangents("attention", q, k, v, *((bias.position, bias.time) if bias is not None else ()))
     queries, offsets = rows.pack(q)
     heads = q.shape[-2]
     if k.shape[1] != heads:
         k, v = (x.repeat_interleave(heads // k.shape[1], 1) for x in (k, v))
-    plain = not settings.weights.pointwise and settings.bias is None and settings.seed is None
+    plain = not settings.weights.pointwise and bias is None and settings.seed is None
     compute = flash.attention if plain else written.attention
     out, lse = compute(queries, k, v, tabulated(offsets, rows.keys, settings.mask), settings)
     if q.dim() == 4:
