@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 from ..jagged import EventBatch, JaggedTensor, offsets_from_lengths
-from ..ops.attention.dropout import BITS, mixed
+from ..ops.dropout import BITS, mixed
 
 Sampler = Literal["age", "uniform", "newest"]
 

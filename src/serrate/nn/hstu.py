@@ -13,6 +13,7 @@ from ..errors import InvalidArgument
 from ..jagged import JaggedTensor
 from ..ops.attention import Bias, Mask, Weights, attention
 from ..ops.attention.weights import Activation
+from ..ops.dropout import drawn_seed
 from ..ops.norm_gate import norm_gate
 from .recompute import Recompute
 
@@ -152,7 +153,7 @@ class HSTULayer(nn.Module):
         Dropout draws from torch's generator of the device, in training only. For `again` see `project`.
         """
         options, rate = self.options, self.options.dropout if self.training else 0.0
-        seed = torch.randint(2**63 - 1, (), device=values.device) if rate else 0
+        seed = drawn_seed(values.device) if rate else 0
         exit_gate = partial(norm_gate, groups=self.heads if options.norm_per_head else 1, eps=EPS, dropout=rate,
                             seed=seed)
         return values + self.project_out(again(exit_gate, attended.flatten(-2), gate))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..ops import implementations
 from ..ops.attention import Call, Mask, attention
 from ..ops.attention.cases import Case
-from ..ops.attention.dropout import kept
+from ..ops.dropout import kept
 from .budget import assert_within_budget, error_budget, largest_error, ulp
 from .strategies import lengths
 

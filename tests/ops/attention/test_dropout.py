@@ -5,7 +5,7 @@ import torch
 
 from serrate.ops.attention import Mask, Weights, attention
 from serrate.ops.attention.cases import CAUSAL, Case
-from serrate.ops.attention.dropout import kept
+from serrate.ops.dropout import kept
 from serrate.testing.attention import call_of, every_device, every_implementation, low_dtype, unusable, usable
 
 CASE = Case("", (7, 0, 33, 1, 24), heads=3, mask=Mask(), dropout=0.3)

@@ -1,15 +1,19 @@
 """What an HSTU is made of: for the next item, and for ranking."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ...nn import HSTUOptions
+from ...ops.attention.bias import BUCKET, FARTHEST
+from ...ops.attention.weights import Activation
 from ..encoder import EncoderConfig
 from ..next_item import NextItemConfig
 from .tasks import TaskConfig
 
-_TIME_BUCKETS = 72  # times of a history count within 2³⁰ s of its first, so ln(2³¹) / 0.301 = 71.4 bounds every bucket
+# as many as there are: times of a history count within `FARTHEST` of its first, so no two are further apart than twice
+_TIME_BUCKETS = math.floor(math.log(2 * FARTHEST) / BUCKET) + 1
 
 
 class HSTUEncoderConfig(EncoderConfig):
@@ -17,7 +21,7 @@ class HSTUEncoderConfig(EncoderConfig):
 
     key_width: int | None = Field(default=None, ge=1, description="of a head's queries and keys; null: width / heads")
     value_width: int | None = Field(default=None, ge=1, description="of a head's values and gates; null: width / heads")
-    activation: Literal["silu", "gelu", "relu_squared", "identity", "softmax"] = "silu"
+    activation: Activation = "silu"
     normaliser: Annotated[float, Field(gt=0)] | Literal["length", "none"] | None = Field(
         default=None, description="pointwise weights are divided by it; null: tokens read; length: of the history")
     scale: float = Field(default=1.0, description="factor on the products of queries and keys")

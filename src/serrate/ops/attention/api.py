@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...errors import InvalidArgument
 from .. import select
+from ..dropout import seed_tensor
 from .bias import Bias
 from .mask import Mask
 from .weights import Weights
@@ -286,13 +287,7 @@ def _seeded(weights: Weights, q: Tensor) -> Weights:
     """Return the weights with the seed as a tensor, where they need one."""
     if not weights.dropout:
         return weights
-    seed = weights.seed
-    if isinstance(seed, int):
-        return replace(weights, seed=torch.full((), seed, dtype=torch.int64, device=q.device))
-    if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != q.device:
-        expected = f"an int, or one int64 on {q.device}"
-        raise InvalidArgument("weights.seed", expected, f"{tuple(seed.shape)} {seed.dtype} on {seed.device}")
-    return replace(weights, seed=seed.reshape(()).clone())  # the caller may count it up before the backward pass
+    return replace(weights, seed=seed_tensor("weights.seed", weights.seed, q.device))
 
 
 def _prepared(bias: Bias | None, q: Tensor, k: Tensor, rows: Rows) -> Bias | None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import dropout
+from .. import dropout
 from .api import Call, Rows, Settings
 from .bias import relative
 from .mask import seen

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import InvalidArgument
+from ..dropout import drawn_seed
 
 Activation = Literal["softmax", "silu", "gelu", "relu_squared", "identity"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)  # kernels know them by their place here
@@ -64,7 +65,13 @@ class Weights:
 
     def drawn(self, device: torch.device) -> "Weights":
         """Return the same with a seed drawn on the device, where they drop: nothing waits for it."""
-        return replace(self, seed=torch.randint(2**63 - 1, (), device=device)) if self.dropout else self
+        return replace(self, seed=drawn_seed(device)) if self.dropout else self
+
+    @property
+    def numbers(self) -> tuple[int, float]:
+        """The same without dropout as operators take it: the place in `ACTIVATIONS`, the normaliser (0.0: "length")."""
+        normaliser = 0.0 if self.normaliser == "length" else float(self.normaliser or 1.0)
+        return ACTIVATIONS.index(self.activation), normaliser
 
     def divisor(self, history: int) -> float:
         """Return what the pointwise weights of a row with so many events of history are divided by."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...errors import InvalidArgument
 from .. import select
+from ..dropout import seed_tensor
 
 
 class Call(NamedTuple):
@@ -80,7 +81,7 @@ def norm_gate(
     result = x.dtype if dtype is None else dtype
     if not result.is_floating_point:
         raise InvalidArgument("dtype", "a floating-point dtype", dtype)
-    settings = Settings(groups, eps, dropout, _seed(seed, x) if dropout else None, result)
+    settings = Settings(groups, eps, dropout, seed_tensor("seed", seed, x.device) if dropout else None, result)
     call = Call(x.device, x.dtype, result, x.shape[1] // groups)
     return select.choose("norm_gate", call, implementation).implementation.compute(x, gate, settings)
 
@@ -98,13 +99,3 @@ def _check(x: Tensor, gate: Tensor | None) -> None:
         raise InvalidArgument("gate", f"{x.dtype}, as x", gate.dtype)
     if gate.device != x.device:
         raise InvalidArgument("gate", f"a tensor on {x.device}, as x", gate.device)
-
-
-def _seed(seed: int | Tensor, x: Tensor) -> Tensor:
-    """Return the seed as a tensor that nobody else writes to."""
-    if isinstance(seed, int):
-        return torch.full((), seed, dtype=torch.int64, device=x.device)
-    if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != x.device:
-        expected = f"an int, or one int64 on {x.device}"
-        raise InvalidArgument("seed", expected, f"{tuple(seed.shape)} {seed.dtype} on {seed.device}")
-    return seed.reshape(()).clone()  # the caller may count it up before the backward pass

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..direct import refuse_tangents
 from .api import Call, Settings
+from .autograd import register
 from .reference import stays
 
 _ELEMENTS = 2**16  # of a chunk: small enough for a cache, large enough that calls cost little
@@ -76,26 +77,4 @@ def _backward(grad: Tensor, x: Tensor, gate: Tensor | None, seed: Tensor | None,
     return gradients
 
 
-@_forward.register_fake
-def _(x: Tensor, gate: Tensor | None, seed: Tensor | None, groups: int, eps: float, dropout: float,
-      dtype: torch.dtype) -> Tensor:
-    return x.new_empty(x.shape, dtype=dtype)
-
-
-@_backward.register_fake
-def _(grad: Tensor, x: Tensor, gate: Tensor | None, seed: Tensor | None, groups: int, eps: float,
-      dropout: float) -> list[Tensor]:
-    return [x.new_empty(x.shape) for _ in range(1 if gate is None else 2)]
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    x, gate, seed, *ctx.numbers, _ = inputs
-    ctx.save_for_backward(x, gate, seed)
-
-
-def _autograd(ctx, grad: Tensor):
-    d_x, *d_gate = _backward(grad, *ctx.saved_tensors, *ctx.numbers)
-    return d_x, *(d_gate or [None]), None, None, None, None, None
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register(_forward, _backward)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..attention.dropout import kept
+from ..dropout import kept
 from .api import Call, Settings
 
 

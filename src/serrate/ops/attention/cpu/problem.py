@@ -51,8 +51,8 @@ def arguments_of(table: Tensor, settings: Settings) -> tuple[list[Tensor], list[
     weights, bias = settings.weights, settings.bias or Bias()
     tables, index = (bias.position, bias.time), (settings.seed, bias.query_times, bias.key_times)
     there = [int(each is not None) for each in (*tables, *index)]
-    normaliser = 0.0 if weights.normaliser == "length" else float(weights.normaliser or 1.0)
-    numbers = [*limits_of(settings.mask), ACTIVATIONS.index(weights.activation), int(settings.with_lse), *there]
+    activation, normaliser = weights.numbers
+    numbers = [*limits_of(settings.mask), activation, int(settings.with_lse), *there]
     return ([each for each in tables if each is not None], [table, *(each for each in index if each is not None)],
             numbers, [settings.scale, normaliser, weights.dropout])
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...dropout import kept
 from ..bias import BUCKET, FARTHEST, bucket
-from ..dropout import kept
 from ..mask import seen
 from ..weights import POINTWISE
 from .groups import wide

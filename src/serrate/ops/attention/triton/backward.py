@@ -36,7 +36,7 @@ from .tile import (
     visible,
 )
 from .weigh import (
-    activated_with_slope,
+    activated,
     add_to_tables,
     biased,
     key_side,
@@ -141,7 +141,7 @@ def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin
                    side[1][:, None] - happened[None, :], KIND[5])
         factor = 1.0
     if KIND[5]:
-        _, p = activated_with_slope(s * factor, KIND[5])
+        _, p = activated(s * factor, KIND[5])
     else:
         p = tl.exp2(s * factor - lse[:, None])
     seen = inside[:, None]
@@ -259,7 +259,7 @@ def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin
         if not KIND[5]:
             x -= tl.load(lse_source + step, mask=step < m_row, other=float("inf"))[None, :]
     if KIND[5]:
-        p, slope = activated_with_slope(x, KIND[5])
+        p, slope = activated(x, KIND[5])
         if MASKED:
             shown = visible((step + shift)[None, :], keys[:, None], row, KIND[0])
             p = tl.where(shown, p, 0.0)

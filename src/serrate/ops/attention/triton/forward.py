@@ -70,7 +70,7 @@ def _block(q, m, total, acc, k_source, v_source, at, row, n, h, begin, strides, 
         place, happened = key_side(bias, keys, row, begin, length, side[2])
         s = biased(s, bias, side[3], side[0][:, None] - place[None, :], side[1][:, None] - happened[None, :], KIND[5])
     if KIND[5]:
-        p = activated(s, KIND[5])
+        p, _ = activated(s, KIND[5])
         if not INSIDE:
             p = tl.where(visible(at[:, None], keys[None, :], row, KIND[0]), p, 0.0)
     else:

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...dropout import threshold
 from ..api import Rows, Settings
-from ..dropout import threshold
-from ..weights import ACTIVATIONS
 
 FULL, CAUSAL, GENERAL = 0, 1, 2  # kinds of mask: each has code of its own in the kernels
 NO_LIMIT = 2**30  # longer than any row
@@ -129,7 +128,6 @@ def make_problem(rows: Rows, settings: Settings) -> Problem:
     kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
     left, right, block = (NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
     weights, bias = settings.weights, settings.bias
-    normaliser = 0.0 if weights.normaliser == "length" else float(weights.normaliser or 1.0)
     return Problem(rows.queries, rows.keys, context, targets, settings.seed, kind, (left, right, block),
-                   settings.scale, weights.dropout, ACTIVATIONS.index(weights.activation), normaliser,
+                   settings.scale, weights.dropout, *weights.numbers,
                    *((bias.position, bias.time, bias.query_times, bias.key_times) if bias is not None else ()))

@@ -15,7 +15,7 @@ from torch import Tensor
 from .plan import Plan, Sizes, block_width
 from .problem import CAUSAL, Problem
 from .tile import base_2, load_rows, natural, store_rows, strides
-from .weigh import activated, activated_with_slope, share_of
+from .weigh import activated, share_of
 
 
 def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequence[Tensor]) -> None:
@@ -76,7 +76,7 @@ def _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, en
     cols = n + tl.arange(0, BN)
     seen = (cols[None, :] < high[:, None]) & (cols[None, :] >= low[:, None])
     if ACT:
-        p = activated(s * scale, ACT)
+        p, _ = activated(s * scale, ACT)
         if MASKED:
             p = tl.where(seen, p, 0.0)
     else:
@@ -176,7 +176,7 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
         same = (others[None, :] >= tl.maximum(low, n)[:, None]) & (others[None, :] < high[:, None])
         seen = same & (others[None, :] <= rows[:, None]) if CAUSAL else same
         if ACT:
-            _, change = activated_with_slope(tl.dot(q, k_n.T) * scale, ACT)
+            _, change = activated(tl.dot(q, k_n.T) * scale, ACT)
             ds = tl.where(seen, change, 0.0) * tl.dot(do, v_n.T)
         else:
             p = tl.exp2(tl.dot(q, k_n.T) * scale - lse[:, None])
@@ -185,7 +185,7 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
         dq = tl.dot(ds.to(k.dtype), k_n, dq)
         seen = same & (others[None, :] >= rows[:, None]) if CAUSAL else same
         if ACT:
-            p, change = activated_with_slope(tl.dot(k, q_n.T) * scale, ACT)
+            p, change = activated(tl.dot(k, q_n.T) * scale, ACT)
             p = tl.where(seen, p, 0.0)
             dv = tl.dot(p.to(k.dtype), do_n, dv)
             ds = tl.where(seen, change, 0.0) * tl.dot(v, do_n.T)

@@ -32,22 +32,7 @@ def sigmoid(x):
 
 @triton.jit
 def activated(x, ACT: tl.constexpr):
-    """The weights of scores x, before the normaliser."""
-    if ACT == 1:
-        p = x * sigmoid(x)
-    elif ACT == 2:
-        p = x * (0.5 * tl.erf(x * 0.7071067811865476) + 0.5)
-    elif ACT == 3:
-        p = tl.maximum(x, 0.0)
-        p = p * p
-    else:
-        p = x
-    return p
-
-
-@triton.jit
-def activated_with_slope(x, ACT: tl.constexpr):
-    """The weights of scores x, and their derivatives."""
+    """The weights of scores x, before the normaliser, and their derivatives."""
     if ACT == 1:
         y = sigmoid(x)
         p = x * y

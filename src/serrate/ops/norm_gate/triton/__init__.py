@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...direct import INTERPRETED, on_device_of, unit_stride, watched
 from ..api import Call, Settings
+from ..autograd import register
 
 WIDEST = 8192
 _INSTALLED = find_spec("triton") is not None
@@ -82,29 +83,7 @@ def _backward(grad: Tensor, x: Tensor, gate: Tensor | None, seed: Tensor | None,
     return [each for each in gradients if each is not None]
 
 
-@_forward.register_fake
-def _(x: Tensor, gate: Tensor | None, seed: Tensor | None, groups: int, eps: float, dropout: float,
-      dtype: torch.dtype) -> Tensor:
-    return _output(x, dtype)
-
-
-@_backward.register_fake
-def _(grad: Tensor, x: Tensor, gate: Tensor | None, seed: Tensor | None, groups: int, eps: float,
-      dropout: float) -> list[Tensor]:
-    return [each for each in _gradients(x, gate) if each is not None]
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    x, gate, seed, *ctx.numbers, _ = inputs
-    ctx.save_for_backward(x, gate, seed)
-
-
-def _autograd(ctx, grad: Tensor):
-    d_x, *d_gate = _backward(grad, *ctx.saved_tensors, *ctx.numbers)
-    return d_x, *(d_gate or [None]), None, None, None, None, None
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register(_forward, _backward)
 
 
 class _Direct(torch.autograd.Function):

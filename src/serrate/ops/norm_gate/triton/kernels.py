@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...attention.dropout import threshold
 from ...attention.triton.tile import key_bits, mixed, query_bits
+from ...dropout import threshold
 from ..api import Settings
 
 _ELEMENTS = 2048  # of a program, 16 a thread

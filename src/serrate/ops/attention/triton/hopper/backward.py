@@ -229,6 +229,34 @@ def _delta(out, grad, first, h, end, H, DV: gl.constexpr, BM: gl.constexpr, BD: 
 
 
 @gluon.jit
+def see_keys(dq, q, do, k, v, zeros, sums, n, limits, scale, ACT: gl.constexpr):
+    """The gradient of queries, with what a block of keys at n adds.
+
+    sums: log-sum-exp and delta of the queries, of a softmax; limits: the end of the keys that all of them see, and of
+    those that each sees; zeros: of a block's scores.
+    """
+    s_layout: gl.constexpr = zeros.type.layout
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, dq.type.layout, 2)
+    BN: gl.constexpr = zeros.shape[1]
+    scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
+    dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
+    s = warpgroup_mma_wait(1, [scores])
+    if ACT:
+        _, change = silu(s * scale)
+    else:
+        change = gl.exp2(s * scale - sums[0][:, None])
+    if n + BN > limits[0]:
+        seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < limits[1][:, None]
+        change = gl.where(seen, change, 0.0)
+    dp = warpgroup_mma_wait(0, [dots])
+    if not ACT:
+        dp = dp - sums[1][:, None]
+    ds = gl.convert_layout((change * dp).to(k.dtype), p_layout)
+    dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
+    return dq
+
+
+@gluon.jit
 def _add_to_queries(memory, place, blocks, tensors, T, factors, H, WHICH: gl.constexpr, D: gl.constexpr,
                     DV: gl.constexpr, CAUSAL: gl.constexpr, ACT: gl.constexpr):
     """The gradient of one warp group's queries, and their delta."""
@@ -242,11 +270,12 @@ def _add_to_queries(memory, place, blocks, tensors, T, factors, H, WHICH: gl.con
     dtype: gl.constexpr = k_smem.dtype
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     first += WHICH * BM
     rows = first + gl.arange(0, BM, s_rows)
-    if not ACT:
+    if ACT:
+        sums, deltas = None, None
+    else:
         at = gl.cast(h, gl.int64) * T + rows
         deltas = gl.convert_layout(_delta(out, grad, first, h, end, H, DV, BM, BD), s_rows)
         if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
@@ -267,23 +296,8 @@ def _add_to_queries(memory, place, blocks, tensors, T, factors, H, WHICH: gl.con
         stage = j % S
         mbarrier.wait(full.index(stage), (j // S) & 1)
         k = k_smem.index(stage).reshape([BN, BD])
-        scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
-        dots = warpgroup_mma(do, v_smem.index(stage).reshape([BN, BD]).permute([1, 0]), zeros, use_acc=False,
-                             is_async=True)
-        s = warpgroup_mma_wait(1, [scores])
-        if ACT:
-            _, change = silu(s * factors[0])
-        else:
-            change = gl.exp2(s * factors[0] - sums[:, None])
-        n = begin + j * BN
-        if n + BN > safe:
-            seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < high[:, None]
-            change = gl.where(seen, change, 0.0)
-        dp = warpgroup_mma_wait(0, [dots])
-        if not ACT:
-            dp = dp - deltas[:, None]
-        ds = gl.convert_layout((change * dp).to(dtype), p_layout)
-        dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
+        v = v_smem.index(stage).reshape([BN, BD])
+        dq = see_keys(dq, q, do, k, v, zeros, (sums, deltas), begin + j * BN, (safe, high), factors[0], ACT)
         mbarrier.arrive(empty.index(stage))
     store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
 

@@ -26,6 +26,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
+from .backward import see_keys
 from .forward import barriers, count_blocks, describe, find_tile, share, silu, slope, store_rows, weights_of
 
 TILE = 64  # events of a tile: what one matrix instruction takes
@@ -237,7 +238,6 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
     dtype: gl.constexpr = k_desc.dtype
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     io: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BD, BD // 8], [4, 1], [1, 0])
     first, h, begin, end = find_tile(plan, count, H, CAUSAL, HEADS_FIRST)
@@ -251,6 +251,7 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
         for j in gl.static_range(S):
             _load((k_desc, v_desc), (k_smem, v_smem), full, j, blocks, begin + j * BN, h)
         if ACT:
+            past, deltas = None, None
             mbarrier.wait(own.index(0), 0)
             q = q_smem.index(0).reshape([BM, BD])
             do = grad_smem.index(0).reshape([BM, BD])
@@ -281,22 +282,8 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             mbarrier.wait(full.index(stage), (j // S) & 1)
             k = k_smem.index(stage).reshape([BN, BD])
             v = v_smem.index(stage).reshape([BN, BD])
-            scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
-            dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
-            s = warpgroup_mma_wait(1, [scores])
-            if ACT:
-                _, change = silu(s * factors[0])
-            else:
-                change = gl.exp2(s * factors[0] - past[:, None])
             n = begin + j * BN
-            if n + BN > safe:
-                seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < high[:, None]
-                change = gl.where(seen, change, 0.0)
-            dp = warpgroup_mma_wait(0, [dots])
-            if not ACT:
-                dp = dp - deltas[:, None]
-            ds = gl.convert_layout((change * dp).to(dtype), p_layout)
-            dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
+            dq = see_keys(dq, q, do, k, v, zeros, (past, deltas), n, (safe, high), factors[0], ACT)
             gl.thread_barrier()  # all warps are through with the block
             _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, n + S * BN, h)
         store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
