@@ -140,7 +140,7 @@ def test_the_parts_and_their_start():
         ({"activation": "softmax", "normaliser": 3}, "config: normaliser must be null with activation softmax"),
         ({"normaliser": 0}, "config: 'normaliser': expected greater than 0, or 'length' or 'none', got 0"),
         ({"key_width": 0}, "config: 'key_width': expected greater than or equal to 1, got 0"),
-        ({"activation": "swish"}, "config: 'activation': expected 'silu', 'gelu', 'relu_squared', 'identity' or"),
+        ({"activation": "swish"}, "config: 'activation': expected 'softmax', 'silu', 'gelu', 'relu_squared' or"),
     ],
 )
 def test_a_wrong_configuration_is_one_line(values, message):
