@@ -29,11 +29,13 @@ from .edit import (
     split_events,
     split_rows,
 )
+from .ranking_batch import RankingBatch
 from .tensor import JaggedTensor, offsets_from_lengths
 
 __all__ = [
     "EventBatch",
     "JaggedTensor",
+    "RankingBatch",
     "concatenate_events",
     "concatenate_rows",
     "deinterleave_events",

@@ -11,6 +11,8 @@ from torch.utils import _pytree as pytree
 from ..errors import InvalidArgument, suggest
 from .tensor import JaggedTensor, named_parts, readable
 
+Parts = Mapping[str, Tensor | JaggedTensor]
+
 
 class EventBatch:
     """`B` histories: jagged fields over the same rows, plus context that has one entry a row.
@@ -44,13 +46,7 @@ class EventBatch:
             if not in_same_rows(jagged, first):
                 raise InvalidArgument(f"events[{name!r}]", f"the rows of {head!r}", "other rows")
         context = dict(context or {})
-        for name, value in context.items():
-            if not isinstance(value, (Tensor, JaggedTensor)):
-                raise InvalidArgument(f"context[{name!r}]", "a tensor or JaggedTensor", type(value).__name__)
-            shape = value.shape if isinstance(value, Tensor) else (value.offsets.shape[0] - 1,)
-            if len(shape) < 1 or shape[0] != first.offsets.shape[0] - 1:  # len() would fix it in torch.export
-                got = f"{shape[0]}" if len(shape) else "a scalar"
-                raise InvalidArgument(f"context[{name!r}]", f"{len(first)} rows", got)
+        require_rows("context", context, row_count(first))
         longest = next((jagged.longest for jagged in events.values() if jagged.longest is not None), None)
         shared = {name: JaggedTensor.trusted(jagged.values, first.offsets, longest)
                   for name, jagged in events.items()}
@@ -138,6 +134,26 @@ class EventBatch:
     def __repr__(self) -> str:
         context = f"; context: {', '.join(self.context)}" if self.context else ""
         return f"EventBatch({len(self)} rows, {self.num_events} events: {', '.join(self.events)}{context})"
+
+
+def row_count(part: Tensor | JaggedTensor | EventBatch) -> int:
+    """Return how many rows a part has, in a way that leaves it free in torch.export (`len()` would fix it there)."""
+    return part.shape[0] if isinstance(part, Tensor) else part.offsets.shape[0] - 1
+
+
+def require_rows(argument: str, parts: Parts, rows: int | None = None) -> None:
+    """Check that each of `parts`, told as an entry of `argument`, has one entry for each of `rows` rows (None: of any).
+
+    Raises:
+        InvalidArgument: it is neither a tensor nor jagged, or has another number of rows.
+    """
+    for name, part in parts.items():
+        if not isinstance(part, (Tensor, JaggedTensor)):
+            raise InvalidArgument(f"{argument}[{name!r}]", "a tensor or JaggedTensor", type(part).__name__)
+        scalar = isinstance(part, Tensor) and part.dim() < 1
+        if scalar or rows not in (None, row_count(part)):
+            got = "a scalar" if scalar else f"{row_count(part)}"
+            raise InvalidArgument(f"{argument}[{name!r}]", "rows" if rows is None else f"{rows} rows", got)
 
 
 def in_same_rows(a: JaggedTensor, b: JaggedTensor) -> bool:
