@@ -14,11 +14,10 @@ cached, beside all of it computed anew. All under bfloat16 autocast. What is mea
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
 
 import hstu_models as models
 import torch
@@ -27,12 +26,11 @@ from torch import Tensor, nn
 from serrate.jagged import EventBatch
 from serrate.models.hstu.cache import encode_candidates, encode_events
 from serrate.nn import HSTULayer
-from serrate.ops import figures
+from serrate.ops import measure
 from serrate.ops.attention import Mask
-from serrate.ops.attention.bench import everything, failures, ledger, milliseconds, tell
 from serrate.ops.attention.bias import bucket
-from serrate.ops.attention.peers import Peer
 from serrate.ops.attention.workloads import Workload
+from serrate.ops.measure import Peer, Rows, everything, milliseconds, relative_error, rows_of, tell
 
 LAYERS = [
     Workload("layer, longest 200", "uniform", 1024, 200, 4, 64, True, activation="silu", biased=True),
@@ -48,9 +46,6 @@ HISTORY, CANDIDATES, ROWS_AT_ONCE = 4096, (1024, 16384), 64
 NEW_EVENTS = (1, 64)  # that a cached history gets
 CHECKED_CELLS = 2**23  # of scores of a head, which the check writes out in float64; four rows at most, one at least
 TOLERANCE = {"cuda": 3e-2, "cpu": 1e-4}  # half precision under autocast; float32
-UNITS = {"ms": "ms", "mib": "MiB", "events": "events", "second": "candidates/s"}
-
-Rows = list[dict[str, Any]]
 
 
 def precision(device: str) -> AbstractContextManager:
@@ -58,28 +53,12 @@ def precision(device: str) -> AbstractContextManager:
     return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
 
-def row(subject: str, workload: str, implementation: str, metric: str, value: float) -> dict[str, Any]:
-    """Return one figure with what is behind it."""
-    return figures.row(subject, workload, implementation, metric, round(value, 5), UNITS[metric.rpartition("_")[2]],
-                       packages=("torch", "triton") if torch.cuda.is_available() else ("torch",))
-
-
 # --- is it right? ---
-
-
-def largest_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the largest relative error of any tensor; a small one is compared with the largest of all."""
-    with torch.no_grad():
-        sizes = torch.stack([x.norm().double() for x in expected])
-        sizes = sizes.maximum(0.05 * sizes.max())
-        errors = torch.stack([(x.double() - y.double()).norm() for x, y in zip(found, expected, strict=True)])
-        return float((errors / sizes).max())
 
 
 def require(what: str, error: float, device: str) -> None:
     """Stop where an answer is wrong: AssertionError."""
-    if not error < TOLERANCE[device]:  # written so that NaN fails
-        raise AssertionError(f"{what}: relative error {error:.1e}, more than {TOLERANCE[device]:.0e}: no speed is told")
+    measure.require(what, error, TOLERANCE[device])
 
 
 def few_rows(batch: models.Batch) -> models.Batch:
@@ -102,8 +81,8 @@ def wrong_layer(layer: HSTULayer, batch: models.Batch) -> float:
     mine = torch.autograd.grad(out, [few.x.values, *layer.parameters()], weight.to(out.dtype))
     theirs = torch.autograd.grad(expected, [wide, *exact.parameters()], weight)
     # the residual is the same on both sides, and would hide what the layer adds to it
-    return largest_error([out - few.x.values, mine[0] - weight, *mine[1:]],
-                         [expected - wide[real], theirs[0][real] - weight, *theirs[1:]])
+    return relative_error([out - few.x.values, mine[0] - weight, *mine[1:]],
+                          [expected - wide[real], theirs[0][real] - weight, *theirs[1:]])
 
 
 def wrong_transformers(stack: nn.ModuleList, batch: models.Batch) -> float:
@@ -112,7 +91,7 @@ def wrong_transformers(stack: nn.ModuleList, batch: models.Batch) -> float:
     with torch.no_grad(), precision(batch.x.device.type):
         x, _, _, real = few.padded()
         out = models.through_padded_transformer(stack, x)[real]
-        return largest_error([models.through_transformer(stack, few) - few.x.values], [out - few.x.values])
+        return relative_error([models.through_transformer(stack, few) - few.x.values], [out - few.x.values])
 
 
 # --- one layer ---
@@ -148,7 +127,7 @@ def measure_layer(workload: Workload, device: str = "cuda") -> Rows:
     peers = {"serrate": lambda: ours(layer), "serrate, recompute": lambda: ours(again),
              "eager": lambda: Peer(dense(models.dense_layer), [x, *parameters]),
              "compiled": lambda: Peer(dense(torch.compile(models.dense_layer)), [x, *parameters])}
-    rows = [row("hstu layer", workload.name, "batch", "events", batch.x.num_events)]
+    rows = rows_of("hstu layer", workload.name, {"batch": {"events": batch.x.num_events}})
     for name, make in peers.items():
         rows += taken("hstu layer", workload.name, name, lambda make=make: everything(make(), False, 1.0))
     torch.compiler.reset()
@@ -157,15 +136,7 @@ def measure_layer(workload: Workload, device: str = "cuda") -> Rows:
 
 def taken(subject: str, workload: str, name: str, take: Callable[[], dict[str, float]]) -> Rows:
     """Return what is measured as rows, told; nothing of a peer that this device or torch cannot run."""
-    try:
-        found = take()
-    except failures() as failure:
-        if name.startswith(("serrate", "hstu")):
-            raise
-        tell(f"  {name:24} failed: {(str(failure).splitlines() or [type(failure).__name__])[0][:160]}")
-        return []
-    tell(f"  {name:24} " + "  ".join(f"{key} {value:.4g}" for key, value in found.items()))
-    return [row(subject, workload, name, metric, value) for metric, value in found.items()]
+    return rows_of(subject, workload, {name: measure.taken(name, take, name.startswith(("serrate", "hstu")))})
 
 
 # --- a training step ---
@@ -192,8 +163,8 @@ def measure_training(longest: int, device: str = "cuda", cells: int = CELLS, wid
     short = models.make(models.thinned(lengths, longest, ALPHA), width, device)
     name = f"longest {longest}, {len(lengths)} rows"
     alpha = f", alpha {ALPHA}"
-    found = [row("hstu training", name, f"batch{each}", "events", batch.x.num_events)
-             for each, batch in (("", whole), (alpha, short))]
+    found = rows_of("hstu training", name, {f"batch{each}": {"events": batch.x.num_events}
+                                            for each, batch in (("", whole), (alpha, short))})
     tell(f"{name}: {whole.x.num_events:,} events, {short.x.num_events:,} at alpha {ALPHA}")
     for called, biased in (("hstu", False), ("hstu biased", True)):
         torch.manual_seed(0)
@@ -249,7 +220,7 @@ def measure_candidates(candidates: int, device: str = "cuda", history: int = HIS
         own = events.x.values[history:][few]  # the residual, which would hide what the layers add to it
         expected = ways["one by one"](few) - own
         for way in ("together", "microbatches", "cached"):
-            require(f"{way}, {name}", largest_error([ways[way](every)[few] - own], [expected]), device)
+            require(f"{way}, {name}", relative_error([ways[way](every)[few] - own], [expected]), device)
         found = []
         for way, score in ways.items():
             found += taken("hstu candidates", name, f"hstu {way}",
@@ -329,7 +300,7 @@ def measure_growth(new: int, device: str = "cuda", history: int = HISTORY, width
         late, past = part(slice(-new, None)), encoded(part(slice(-new)))[1]
         residual = late.x.values
         expected = encoded(whole)[0][-new:] - residual
-        require(f"extended, {name}", largest_error([encoded(late, past)[0] - residual], [expected]), device)
+        require(f"extended, {name}", relative_error([encoded(late, past)[0] - residual], [expected]), device)
         ways = {"hstu anew": lambda: encoded(whole), "hstu extended": lambda: encoded(late, past)}
         return [each for way, run in ways.items() for each in taken(
             "hstu growth", name, way, lambda run=run: {"growth_ms": milliseconds(run, device)})]
@@ -345,39 +316,9 @@ PARTS: dict[str, list[Callable[[], Rows]]] = {
 }
 
 
-def measured(names: list[str]) -> Iterator[Rows]:
-    """Measure these parts; yield the rows of each workload. One that fails is told, and the others go on.
-
-    Raises RuntimeError at the end where any failed.
-    """
-    failed = []
-    for name in names:
-        began = time.monotonic()
-        for measure in PARTS[name]:
-            try:
-                yield measure()
-            except failures() as failure:
-                failed.append(name)
-                tell(f"{name}: FAILED: {type(failure).__name__}: {failure}")
-            torch.cuda.empty_cache()
-        tell(f"{name}: {time.monotonic() - began:.0f} s")
-    if failed:
-        raise RuntimeError(f"these parts failed: {', '.join(dict.fromkeys(failed))}")
-
-
 def main(names: list[str]) -> None:
     """Measure the parts of these names, or all, and write their rows as they come."""
-    unknown = set(names) - set(PARTS)
-    if unknown:
-        sys.exit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    if not torch.cuda.is_available():
-        sys.exit("needs a CUDA device")
-    path = ledger("hstu")
-    try:
-        for rows in measured(names or list(PARTS)):
-            figures.write(path, rows, key=("subject", "workload", "device"))
-    except RuntimeError as error:
-        sys.exit(str(error))
+    measure.main("hstu", PARTS, names)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from serrate.nn import HSTULayer, HSTUOptions, JaggedMultiheadAttention, Transfo
 from serrate.nn.hstu import EPS
 from serrate.ops.attention import Mask, attention
 from serrate.ops.attention.bias import BUCKET
-from serrate.ops.attention.peers import BUCKETS, asking, growing_times
+from serrate.ops.attention.peers import BUCKETS, growing_times
+from serrate.ops.measure import asking
 
 MEDIAN, SPREAD = 2800, 0.5  # of the log-normal lengths of histories; the spread is of the logarithm
 DROPOUT = 0.1

@@ -97,7 +97,7 @@ def test_padding_that_would_take_too_long_is_left_out(serrate, tmp_path):
     lengths.write_text("user,item\n" + "\n".join(["1,1"] * 3000 + [f"{user},1" for user in range(2, 1000)]) + "\n")
     shown = serrate("bench", "attention", lengths, "--rows", 999, *TINY)
     assert shown.code == 0, shown
-    assert "padded flash     left out: it would take about" in shown.err
+    assert "padded flash             left out: it would take about" in shown.err
     assert "padded flash" not in shown.out
 
 

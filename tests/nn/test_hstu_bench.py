@@ -124,7 +124,7 @@ def test_both_transformers_compute_the_same_and_another_is_found(hstu, models, m
 
 
 def test_an_error_of_nan_stops(hstu):
-    assert math.isnan(hstu.largest_error([torch.full((2,), math.nan)], [torch.ones(2)]))
+    assert math.isnan(hstu.relative_error([torch.full((2,), math.nan)], [torch.ones(2)]))
     with pytest.raises(AssertionError, match="layer: relative error nan, more than 1e-04: no speed is told"):
         hstu.require("layer", math.nan, "cpu")
 

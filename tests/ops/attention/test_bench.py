@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from serrate.errors import NotUsable
-from serrate.ops import figures
+from serrate.ops import figures, measure
 from serrate.ops.attention import bench, peers, tables, workloads
 from serrate.ops.attention.bench import VARIANTS, Comparison, compare, limit, wrong
-from serrate.ops.attention.peers import PEERS, Peer, make, ours
+from serrate.ops.attention.peers import PEERS, make, ours
 from serrate.ops.attention.workloads import (
     CROWD,
     CURVES,
@@ -28,6 +28,7 @@ from serrate.ops.attention.workloads import (
     Workload,
     on_curve,
 )
+from serrate.ops.measure import Peer, asking
 
 SELF = Workload("self", "uniform", 7, 20, 2, 8, True)
 FULL = replace(SELF, name="full", causal=False)
@@ -114,7 +115,7 @@ def test_a_wrong_gradient_of_a_table_is_found_and_any_other(spoiled, monkeypatch
 def test_another_computation_than_the_workload_s_is_found(other, monkeypatch):
     def of_another(inputs, implementation):
         run, leaves = ours(replace(inputs, workload=replace(inputs.workload, **other)), implementation)
-        unused = [peers.asking(table) for table in inputs.tables[len(leaves) - 3 :]]
+        unused = [asking(table) for table in inputs.tables[len(leaves) - 3 :]]
         return Peer(lambda: run() + sum(0 * table.sum() for table in unused), [*leaves, *unused])
 
     assert wrong(on_cpu(BIASED), "reference") < bench.TOLERANCE[torch.float32]
@@ -267,14 +268,14 @@ def test_ours_is_measured_in_each_variant_beside_the_same_peers(monkeypatch):
 
 def test_no_speed_is_told_while_one_variant_is_wrong(monkeypatch):
     monkeypatch.setattr(bench, "wrong", lambda inputs, name: math.nan if inputs.workload.biased else 0.0)
-    monkeypatch.setattr(bench, "milliseconds", lambda *_: pytest.fail("was measured"))
-    with pytest.raises(AssertionError, match="of reference silu biased against"):
+    monkeypatch.setattr(measure, "milliseconds", lambda *_: pytest.fail("was measured"))
+    with pytest.raises(AssertionError, match="biased, reference silu biased: relative error nan"):
         compare(on_cpu(BIASED), comparison(implementation="reference", variants=("silu", "silu biased")))
 
 
 def test_no_speed_is_told_while_the_answer_is_wrong(monkeypatch):
     monkeypatch.setattr(bench, "wrong", lambda inputs, name: math.nan)
-    monkeypatch.setattr(bench, "milliseconds", lambda *_: pytest.fail("was measured"))
+    monkeypatch.setattr(measure, "milliseconds", lambda *_: pytest.fail("was measured"))
     with pytest.raises(AssertionError, match="no speed is told"):
         compare(on_cpu(SELF), comparison())
 
@@ -287,7 +288,7 @@ def test_a_peer_that_fails_is_told_and_left_out(monkeypatch):
     how = comparison()
     rows = compare(on_cpu(SELF), how)
     assert {row["implementation"] for row in rows} == {"batch", "cpu", "padded flash"}
-    assert any("row by row       failed: cannot" in line for line in how.tell.__self__)
+    assert any("row by row               failed: cannot" in line for line in how.tell.__self__)
 
 
 def test_ours_failing_is_not_passed_over():
@@ -304,7 +305,7 @@ def test_dense_scores_that_do_not_fit_are_left_out(monkeypatch):
 
 
 def test_the_host_s_time_is_measured():
-    found = bench.host_time(ours(on_cpu(SELF), "cpu"), True, 1.0)
+    found = measure.host_time(ours(on_cpu(SELF), "cpu"), True, 1.0)
     assert 0 < found["host_forward_us"] < found["host_forward_backward_us"]
 
 

@@ -11,23 +11,20 @@ or `benchmarks` without it, as soon as a workload is measured; those of other wo
 `python -m serrate.ops.attention.bench --table benchmarks/attention-h200.json` fills the tables of README.md.
 """
 
-import importlib.util
 import math
-import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...jagged import offsets_from_lengths
-from .. import figures
+from .. import measure
+from ..measure import TOLERANCE, Figures, Peer, Rows, both_passes, ceilings, everything, host_time, tell
 from .api import attention
 from .peers import (
     OF_DENSE_QUERIES,
@@ -38,7 +35,6 @@ from .peers import (
     ON_CURVES,
     PEERS,
     Inputs,
-    Peer,
     forget,
     make,
     ours,
@@ -58,27 +54,12 @@ from .workloads import (
     on_curve,
 )
 
-ROOFLINE_GFLOP = 2 * 8192**3 / 1e9
 LARGEST_SCORES = {"dense": 100e9, "dense pointwise": 40e9, "compiled pointwise": 40e9}  # bytes; the last two: 100 ms
 CHECKED = {"cuda": 4096, "cpu": 1024}  # events from either end of a batch that the oracle computes too
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-UNITS = {"ms": "ms", "us": "µs", "mib": "MiB", "events": "events"}
 
 VARIANTS: dict[str, tuple[Activation, bool]] = {  # weights, and whether there is a bias
     "silu": ("silu", False), "silu biased": ("silu", True),
     "softmax": ("softmax", False), "softmax biased": ("softmax", True)}
-
-Figures = dict[str, float]
-
-
-def failures() -> tuple[type[Exception], ...]:
-    """Return what a computation raises that this torch, device or shape does not have; Triton has a root of its own."""
-    known = (RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError, ImportError)
-    if importlib.util.find_spec("triton") is None:
-        return known
-    from triton.errors import TritonError  # pyright: ignore[reportMissingImports]
-
-    return *known, TritonError
 
 
 # --- is it right? ---
@@ -111,39 +92,10 @@ def wrong(inputs: Inputs, implementation: str = "triton") -> float:
     oracle = attention(queries, k, v, offsets_from_lengths(lengths[rows]), implementation="reference",
                        **inputs.options(tables, events))
     expected = (oracle, *torch.autograd.grad(oracle, exact, inputs.grad[asked].double()))
-    with torch.no_grad():
-        sizes = torch.stack([x.norm() for x in expected])
-        # a gradient that is zero, as that of queries with one key, is compared with the others
-        sizes = sizes.maximum(0.05 * sizes.max())
-        errors = [(x.double() - y).norm() for x, y in zip(of_rows(*results), expected, strict=True)]
-        return float((torch.stack(errors) / sizes).max())  # max hands NaN on
+    return measure.relative_error(of_rows(*results), expected)
 
 
-# --- how fast, in how much memory? ---
-
-
-def milliseconds(run: Callable[[], Any], device: str = "cuda", seconds: float = 1.0) -> float:
-    """Return the median time of a call: on a GPU with a cold cache, on a CPU of the calls that `seconds` allow."""
-    if device == "cuda":
-        from triton.testing import do_bench  # pyright: ignore[reportMissingImports]
-
-        return float(do_bench(run, warmup=20, rep=80, return_mode="median"))  # pyright: ignore[reportArgumentType]
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while not times or (time.perf_counter() < end and len(times) < 20):
-        began = time.perf_counter()
-        run()
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times)
-
-
-def ceilings() -> tuple[float, float]:
-    """Return the bytes a millisecond of a copy, and the GFLOP a millisecond of a bfloat16 product, of this device."""
-    source = torch.randn(2**29, device="cuda").bfloat16()
-    target = torch.empty_like(source)
-    copied = 2 * source.nbytes / milliseconds(lambda: target.copy_(source))
-    left, right = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
-    return copied, ROOFLINE_GFLOP / milliseconds(lambda: left @ right)
+# --- how fast? ---
 
 
 def limit(inputs: Inputs, copied: float, product: float) -> Figures:
@@ -161,88 +113,7 @@ def limit(inputs: Inputs, copied: float, product: float) -> Figures:
             "limit_forward_backward_ms": max(3 * nbytes / copied, 3.5 * gflop / product)}
 
 
-def everything(peer: Peer, is_ours: bool, seconds: float) -> Figures:
-    """Return times of the forward pass and of both passes, on a GPU also extra memory, and of ours replayed graphs."""
-    both = _both(peer)
-    device = peer.leaves[0].device.type
-    found = {"peak_mib": _peak(peer, both)} if device == "cuda" else {}
-    with torch.no_grad():
-        found["forward_ms"] = milliseconds(peer.run, device, seconds / 2)
-    found["forward_backward_ms"] = milliseconds(both, device, seconds / 2)
-    return found | (_replays(peer) if is_ours and device == "cuda" else {})
-
-
-def both_passes(peer: Peer, is_ours: bool, seconds: float) -> Figures:
-    """Return the extra memory and the time of both passes together."""
-    both = _both(peer)
-    return {"peak_mib": _peak(peer, both), "forward_backward_ms": milliseconds(both)}
-
-
-def host_time(peer: Peer, is_ours: bool, seconds: float) -> Figures:
-    """Return how long the host takes for a call, which does not wait for the device."""
-    run, leaves = peer
-    grad = torch.randn_like(run())
-    with torch.no_grad():
-        found = {"host_forward_us": _host_microseconds(run)}
-    return found | {"host_forward_backward_us": _host_microseconds(
-        lambda: torch.autograd.grad(run(), leaves, grad))}
-
-
-def _both(peer: Peer) -> Callable[[], None]:
-    run, leaves = peer
-    grad = torch.randn_like(run())
-
-    def both() -> None:
-        for leaf in leaves:
-            leaf.grad = None
-        run().backward(grad)
-
-    return both
-
-
-def _peak(peer: Peer, both: Callable[[], None]) -> float:
-    both()
-    torch.cuda.synchronize()
-    # gradients of the leaves are there already, but belong to what is counted
-    before = torch.cuda.memory_allocated() - sum(leaf.nbytes for leaf in peer.leaves)
-    torch.cuda.reset_peak_memory_stats()
-    both()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def _replays(peer: Peer) -> Figures:
-    """Return the times of replayed CUDA graphs, which leave out what the host takes."""
-    run, leaves = peer
-    grad = torch.randn_like(run())
-    graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graphs[0]):
-        run()
-    with torch.cuda.graph(graphs[1]):
-        torch.autograd.grad(run(), leaves, grad)
-    return {"graph_forward_ms": milliseconds(graphs[0].replay),
-            "graph_forward_backward_ms": milliseconds(graphs[1].replay)}
-
-
-def _host_microseconds(run: Callable[[], Any], calls: int = 100, rounds: int = 9) -> float:
-    """Return the median over rounds of the time of a call; a round fills no queue, and rounds wait for the device."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    times = []
-    for _ in range(rounds):
-        wait()
-        began = time.perf_counter()
-        for _ in range(calls):
-            run()
-        times.append(1e6 * (time.perf_counter() - began) / calls)
-    wait()
-    return statistics.median(times)
-
-
 # --- ours beside its peers ---
-
-
-def tell(text: str) -> None:
-    """Write a line of progress."""
-    sys.stderr.write(text + "\n")
 
 
 @dataclass(frozen=True)
@@ -268,7 +139,7 @@ class Comparison:
         return named or {self.implementation: inputs}
 
 
-def compare(inputs: Inputs, how: Comparison) -> list[dict[str, Any]]:
+def compare(inputs: Inputs, how: Comparison) -> Rows:
     """Check ours, then measure it and its peers; return rows of figures.
 
     Raises AssertionError where our answer is wrong, and whatever ours raises; a peer that fails is told and left out.
@@ -277,9 +148,7 @@ def compare(inputs: Inputs, how: Comparison) -> list[dict[str, Any]]:
     own, allowed = how.own(inputs), TOLERANCE[inputs.grad.dtype]
     errors = {name: wrong(mine, how.implementation) for name, mine in own.items()}
     for name, error in errors.items():
-        if not error < allowed:  # written so that NaN fails
-            raise AssertionError(f"{workload.name}: relative error {error:.1e} of {name} against the float64 oracle, "
-                                 f"more than {allowed:.0e}: no speed is told")
+        measure.require(f"{workload.name}, {name}", error, allowed)
     found: dict[str, Figures] = {"batch": {"events": inputs.qkv[1].shape[0]}}
     if how.ceilings is not None:
         found["limit"] = limit(inputs, *how.ceilings)
@@ -288,21 +157,15 @@ def compare(inputs: Inputs, how: Comparison) -> list[dict[str, Any]]:
     prepare |= {name: partial(PEERS[name], inputs) for name in how.peers if name not in own}
     for name, make_peer in prepare.items():
         reason = _left_out(name, inputs, found.get(next(iter(own)), {}), how.seconds)
-        if reason is None:
-            try:
-                found[name] = how.take(make_peer(), name == how.implementation, how.seconds)
-                how.tell(f"  {name:16} " + "  ".join(f"{key} {value:.4g}" for key, value in found[name].items()))
-            except failures() as failure:
-                if name in own:
-                    raise
-                reason = "failed: " + (str(failure).splitlines() or [type(failure).__name__])[0][:160]
         if reason is not None:
-            how.tell(f"  {name:16} {reason}")
+            how.tell(f"  {name:24} {reason}")
+            continue
+        found[name] = measure.taken(
+            name, lambda name=name, make_peer=make_peer: how.take(make_peer(), name == how.implementation, how.seconds),
+            name in own, how.tell)
         if device == "cuda":
             torch.cuda.empty_cache()
-    forget()
-    return [row(workload.name, name, metric, value, device)
-            for name, values in found.items() for metric, value in values.items()]
+    return measure.rows_of("attention", workload.name, found, device)
 
 
 def _left_out(name: str, inputs: Inputs, of_ours: Figures, seconds: float) -> str | None:
@@ -317,23 +180,6 @@ def _left_out(name: str, inputs: Inputs, of_ours: Figures, seconds: float) -> st
         if expected > seconds:
             return f"left out: it would take about {expected:,.0f} s a call, over padding"
     return None
-
-
-def row(workload: str, implementation: str, metric: str, value: float, device: str) -> dict[str, Any]:
-    """Return one figure with what is behind it."""
-    installed = tuple(name for name in ("torch", "triton") if importlib.util.find_spec(name))
-    made = figures.row("attention", workload, implementation, metric, round(value, 5),
-                       UNITS[metric.rpartition("_")[2]], packages=installed)
-    return made | {"device": figures.device(device)}
-
-
-def ledger(subject: str) -> Path:
-    """Return the file of a subject's figures on this GPU, under `$OUT` with the rows that stand in `benchmarks`."""
-    name = f"{subject}-{torch.cuda.get_device_name().split()[-1].lower()}.json"
-    before, path = Path("benchmarks") / name, Path(os.environ.get("OUT", "benchmarks")) / name
-    if not path.exists() and before.exists():
-        figures.write(path, figures.read(before))
-    return path
 
 
 # --- from the command line ---
@@ -359,43 +205,17 @@ PARTS = {workload.name: Part([workload]) for workload in WORKLOADS} | {
 }
 
 
-def measured(names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """Measure these parts; yield the rows of each workload. A part of which ours fails is told, and ends there.
-
-    Raises RuntimeError at the end where any part failed.
-    """
-    limits = ceilings()
-    tell(f"copy {limits[0] / 1e9:.2f} TB/s, product {limits[1]:.0f} TFLOP/s")
-    failed = []
-    for name in names:
-        part, began = PARTS[name], time.monotonic()
-        try:
-            how = Comparison(part.peers, part.take, variants=part.variants, ceilings=limits)
-            for workload in part.workloads:
-                yield compare(make(workload), how)
-        except failures() as failure:
-            failed.append(name)
-            tell(f"{name}: FAILED: {type(failure).__name__}: {failure}")
-            forget()
-            torch.cuda.empty_cache()
-        tell(f"{name}: {time.monotonic() - began:.0f} s")
-    if failed:
-        raise RuntimeError(f"these parts failed: {', '.join(failed)}")
+def _part(part: Part, workload: Workload) -> Rows:
+    try:
+        return compare(make(workload), Comparison(part.peers, part.take, variants=part.variants, ceilings=ceilings()))
+    finally:
+        forget()
 
 
 def main(names: list[str]) -> None:
     """Measure the parts of these names, or all, and write their rows as they come."""
-    unknown = set(names) - set(PARTS)
-    if unknown:
-        sys.exit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    if not torch.cuda.is_available():
-        sys.exit("needs a CUDA device; `serrate bench attention` measures on a CPU")
-    path = ledger("attention")
-    try:
-        for rows in measured(names or list(PARTS)):
-            figures.write(path, rows, key=("subject", "workload", "device"))  # figures of one run stand together
-    except RuntimeError as error:
-        sys.exit(str(error))
+    parts = {name: [partial(_part, part, workload) for workload in part.workloads] for name, part in PARTS.items()}
+    measure.main("attention", parts, names, without_gpu="; `serrate bench attention` measures on a CPU")
 
 
 if __name__ == "__main__":

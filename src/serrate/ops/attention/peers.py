@@ -8,7 +8,7 @@ Peers know no bias, and all but the dense ones with pointwise weights compute a 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...jagged import offsets_from_lengths
+from ..measure import Peer, asking
 from .api import attention
 from .bias import Bias
 from .mask import Mask
@@ -24,13 +25,6 @@ from .workloads import Workload
 
 BUCKETS = 128  # of a table of times
 _BLOCK = 128  # of FlexAttention's mask
-
-
-class Peer(NamedTuple):
-    """A computation to repeat, and the tensors that its gradients go to."""
-
-    run: Callable[[], Tensor]
-    leaves: list[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +69,6 @@ class Inputs:
     def of_every_row(self, q: Tensor) -> Tensor:
         """Return dense queries `(B, K, H, D)`, shared ones expanded."""
         return q.expand(self.workload.rows, *q.shape) if self.workload.shared else q
-
-
-def asking(x: Tensor) -> Tensor:
-    """Return a leaf that asks for its gradient."""
-    return x.detach().requires_grad_()
 
 
 def make(workload: Workload, device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> Inputs:

@@ -7,21 +7,18 @@ figures go to `norm-gate-<device>.json` under `$OUT`, or `benchmarks` without it
 `python -m serrate.ops.norm_gate.bench --table benchmarks/norm-gate-h200.json` fills the table of README.md.
 """
 
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import figures
-from ..attention.bench import TOLERANCE, UNITS, Figures, ceilings, everything, failures, ledger, tell
-from ..attention.peers import Peer
+from .. import figures, measure
 from ..attention.tables import Found
+from ..measure import TOLERANCE, Figures, Peer, Rows, ceilings, everything, tell
 from .api import norm_gate
 from .cases import WORKLOADS, Case
 
@@ -68,9 +65,7 @@ def wrong(case: Case, tensors: Sequence[Tensor], implementation: str = OURS) -> 
         out = run()
         grad = torch.ones_like(out).cumsum(1) / case.width  # neither equal along an event nor rounded differently
         found.append([out.detach(), *torch.autograd.grad(out, leaves, grad.to(case.result(case.dtype)).to(out.dtype))])
-    errors = [(x.double() - y.double()).norm() / y.double().norm().clamp(min=1e-30)
-              for x, y in zip(*found, strict=True)]
-    return float(torch.stack(errors).max())  # max hands NaN on
+    return measure.relative_error(*found)
 
 
 def limit(case: Case, tensors: Sequence[Tensor], copied: float) -> Figures:
@@ -80,44 +75,29 @@ def limit(case: Case, tensors: Sequence[Tensor], copied: float) -> Figures:
     return {"limit_ms": (given + result) / copied, "limit_forward_backward_ms": (3 * given + 2 * result) / copied}
 
 
-def compare(case: Case, copied: float, device: str = "cuda", implementation: str = OURS) -> list[dict[str, Any]]:
+def compare(case: Case, copied: float, device: str = "cuda", implementation: str = OURS) -> Rows:
     """Check ours, then measure it and its peers; return rows of figures. A peer that fails is told and left out.
 
     Raises AssertionError where our answer is wrong, and whatever ours raises.
     """
     tensors = case.tensors(case.dtype, device)
     error, allowed = wrong(case, tensors, implementation), TOLERANCE[case.result(case.dtype)]
-    if not error < allowed:  # written so that NaN fails
-        raise AssertionError(f"{case.name}: relative error {error:.1e} of {implementation} against the float64 oracle, "
-                             f"more than {allowed:.0e}: no speed is told")
+    measure.require(f"{case.name}, {implementation}", error, allowed)
     tell(f"{case.name}: {case.events:,} events, error {error:.1e}")
     found: dict[str, Figures] = {"batch": {"events": case.events}, "limit": limit(case, tensors, copied)}
     leaves = [x.requires_grad_() for x in tensors]
     torch.compiler.reset()
     for name, prepare in ({implementation: partial(ours, implementation=implementation)} | PEERS).items():
-        try:
-            found[name] = everything(prepare(case, leaves), name == implementation, 2.0)
-            tell(f"  {name:10} " + "  ".join(f"{key} {value:.4g}" for key, value in found[name].items()))
-        except failures() as failure:
-            if name == implementation:
-                raise
-            tell(f"  {name:10} failed: {(str(failure).splitlines() or [type(failure).__name__])[0][:160]}")
-    return [row(case.name, name, metric, value, device)
-            for name, values in found.items() for metric, value in values.items()]
-
-
-def row(workload: str, implementation: str, metric: str, value: float, device: str) -> dict[str, Any]:
-    """Return one figure with what is behind it."""
-    installed = tuple(name for name in ("torch", "triton") if importlib.util.find_spec(name))
-    made = figures.row("norm_gate", workload, implementation, metric, round(value, 5),
-                       UNITS[metric.rpartition("_")[2]], packages=installed)
-    return made | {"device": figures.device(device)}
+        is_ours = name == implementation
+        found[name] = measure.taken(
+            name, lambda prepare=prepare, is_ours=is_ours: everything(prepare(case, leaves), is_ours, 2.0), is_ours)
+    return measure.rows_of("norm_gate", case.name, found, device)
 
 
 # --- the table and the command line ---
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: Rows) -> str:
     """Return the table of these rows, a line a workload, and where they come from."""
     if not rows:
         return "Not measured yet."
@@ -133,7 +113,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return figures.table(head, body) + "\n\n" + figures.origin(rows)
 
 
-def filled(page: str, rows: list[dict[str, Any]]) -> str:
+def filled(page: str, rows: Rows) -> str:
     """Return the page with its block of figures made from rows."""
     before, start, rest = page.partition(_MARKS[0])
     return f"{before}{start}{table(rows)}\n{_MARKS[1]}{rest.partition(_MARKS[1])[2]}" if start else page
@@ -145,16 +125,8 @@ def main(names: list[str]) -> None:
         page = README.read_text(encoding="utf-8")
         README.write_text(filled(page, figures.read(Path(names[1]))), encoding="utf-8")
         return
-    unknown = set(names) - {case.name for case in WORKLOADS}
-    if unknown:
-        sys.exit(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(case.name for case in WORKLOADS)}")
-    if not torch.cuda.is_available():
-        sys.exit("needs a CUDA device")
-    copied, _ = ceilings()
-    for case in WORKLOADS:
-        if not names or case.name in names:
-            # figures of one run stand together
-            figures.write(ledger("norm-gate"), compare(case, copied), key=("subject", "workload", "device"))
+    parts = {case.name: [lambda case=case: compare(case, ceilings()[0])] for case in WORKLOADS}
+    measure.main("norm-gate", parts, names)
 
 
 if __name__ == "__main__":
