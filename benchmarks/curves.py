@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable
 
-from serrate.ops.attention.tables import TIMES, Found, Row, written
 from serrate.ops.attention.workloads import CURVES, FILLS, on_curve
-from serrate.ops.figures import origin, table
+from serrate.ops.figures import TIMES, Found, Row, origin, table, written
 from serrate.report.markup import Html, tag
 
 LINES = {"triton": ("ours", "#0b6e4f"), "padded flash": ("dense flash", "#c77700"), "dense": ("dense eager", "#8a2be2")}

@@ -13,7 +13,7 @@ from statistics import mean
 import curves
 
 from serrate.ops.attention import tables as attention
-from serrate.ops.figures import origin, read, table
+from serrate.ops.figures import TIMES, Found, origin, read, table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -95,10 +95,10 @@ def workloads(found: list[dict]) -> list[str]:
 
 def hstu_layer(found: list[dict]) -> str:
     """Time and memory of forward and backward of one layer."""
-    of = attention.Found(found)
+    of = Found(found)
     names = ("serrate", "serrate, recompute", "eager", "compiled")
     body = [[workload, of.cell(workload, "batch", ["events"]),
-             *(of.cell(workload, name, attention.TIMES) for name in names),
+             *(of.cell(workload, name, TIMES) for name in names),
              *(of.cell(workload, name, ["peak_mib"]) for name in names)] for workload in workloads(found)]
     return "### The layer: ms forward / forward and backward, peak MiB\n\n" + table(
         ["", "events", *names, *(f"{name}, MiB" for name in names)], body)
@@ -106,7 +106,7 @@ def hstu_layer(found: list[dict]) -> str:
 
 def hstu_training(found: list[dict]) -> str:
     """Time of a step, and how many times as long a Transformer takes: over whole and over thinned histories."""
-    of = attention.Found(found)
+    of = Found(found)
     series = ("hstu", "hstu biased", "hstu, alpha 1.6", "hstu biased, alpha 1.6")
     transformers = ("transformer varlen", "transformer padded")
     head = ["", "events", "at alpha 1.6", *(f"{name}, ms" for name in (*series, *transformers)),
@@ -123,7 +123,7 @@ def hstu_training(found: list[dict]) -> str:
 
 def hstu_candidates(found: list[dict]) -> str:
     """Candidates a second after one history, and how many times as many as one by one."""
-    of, metric = attention.Found(found), "candidates_per_second"
+    of, metric = Found(found), "candidates_per_second"
     body = []
     for workload in workloads(found):
         alone = of.value(workload, "hstu one by one", metric)
@@ -136,7 +136,7 @@ def hstu_candidates(found: list[dict]) -> str:
 
 def hstu_growth(found: list[dict]) -> str:
     """Time of new events behind a cached history, and with the whole history computed anew."""
-    of = attention.Found(found)
+    of = Found(found)
     body = [[workload, *(of.cell(workload, f"hstu {way}", ["growth_ms"]) for way in ("anew", "extended"))]
             for workload in workloads(found)]
     return "### New events of one history: ms\n\n" + table(["", "anew", "behind cached keys"], body)

@@ -86,6 +86,36 @@ def test_a_table_and_where_its_figures_come_from():
     assert told.startswith("- `")
 
 
+ROWS = [row("small", name, metric, value) for name, metric, value in [
+    ("batch", "events", 1500), ("limit", "limit_ms", 0.03), ("limit", "limit_forward_backward_ms", 0.1),
+    ("triton", "forward_ms", 0.04), ("triton", "forward_backward_ms", 0.1), ("triton", "peak_mib", 0.0),
+    ("eager", "forward_ms", 0.2), ("eager", "forward_backward_ms", 0.8), ("eager", "peak_mib", 12.25),
+    ("compiled", "forward_ms", 0.08)]]
+
+
+def test_ours_stands_beside_its_peers_a_line_a_workload():
+    head, _, small, wide, _, told = figures.beside_peers([*ROWS, row("wide", "triton", "forward_ms", 3.0)]).splitlines()
+    columns = [cell.strip() for cell in head.split("|")[1:-1]]
+    assert dict(zip(columns, [cell.strip() for cell in small.split("|")[1:-1]], strict=True)) == {
+        "workload": "small", "events": "1,500", "limit": "0.03 / 0.1", "**triton**": "0.04 / 0.1",
+        "eager": "0.2 / 0.8", "compiled": "0.08 / –", "triton / best peer": "0.50 / 0.12",
+        "triton / limit": "1.33 / 1.00", "peak MiB: triton, eager, compiled": "0, 12.2, –"}
+    assert wide == "| wide | – | – | 3 / – | – | – | – | – | –, –, – |"
+    assert told.startswith("- `")
+    assert figures.beside_peers([]) == "Not measured yet."
+
+
+def test_a_page_is_filled_between_its_marks(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- GPU figures -->\nold\n<!-- end of GPU figures -->\nb\n")
+    figures.fill(page, ROWS)
+    once = page.read_text()
+    figures.fill(page, ROWS)
+    assert page.read_text() == once == (
+        f"a\n<!-- GPU figures -->\n{figures.beside_peers(ROWS)}\n<!-- end of GPU figures -->\nb\n")
+    assert figures.between("none here", "a\n", "b", "c") == "none here"
+
+
 def test_the_device_is_the_one_of_that_kind(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X1")

@@ -21,8 +21,8 @@ from ..ops import figures
 from ..ops.attention import Call, Mask
 from ..ops.attention.bench import Comparison, compare
 from ..ops.attention.peers import OF_EVENTS, ON_CPU, make
-from ..ops.attention.tables import written
 from ..ops.attention.workloads import Spread, Workload
+from ..ops.figures import written
 from ..ops.select import Choice, choose
 from .groups import group
 from .show import err, facts, out, say

@@ -21,6 +21,13 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _ROOT = _PACKAGE.parents[1]  # of the repository, where this is a checkout
 
 KEY = ("subject", "workload", "implementation", "metric", "seed", "device")
+OURS = "triton"
+NO_PEERS = ("batch", "limit", OURS)
+TIMES = ("forward_ms", "forward_backward_ms")
+LIMITS = ("limit_ms", "limit_forward_backward_ms")
+_MARKS = ("<!-- GPU figures -->\n", "<!-- end of GPU figures -->")
+
+Row = dict[str, Any]
 
 
 def row(subject: str, workload: str, implementation: str, metric: str, value: float, unit: str,
@@ -63,6 +70,84 @@ def origin(rows: Iterable[dict[str, Any]]) -> str:
              ", ".join(f"{name} {value}" for name, value in row["versions"].items())) for row in rows}
     return "\n".join(f"- `{command}`: {device}; commit {commit}; {versions}"
                      for command, device, commit, versions in sorted(seen))
+
+
+class Found:
+    """Figures by workload, implementation and metric; `peers` of ours in the order of the rows."""
+
+    def __init__(self, rows: Iterable[Row]):
+        self._values: dict[tuple[str, str, str], float] = {}
+        self.peers: list[str] = []
+        for row in rows:
+            self._values[row["workload"], row["implementation"], row["metric"]] = row["value"]
+            if row["implementation"] not in [*self.peers, *NO_PEERS]:
+                self.peers.append(row["implementation"])
+
+    def value(self, workload: str, implementation: str, metric: str) -> float | None:
+        """Return a figure, None where it was not measured."""
+        return self._values.get((workload, implementation, metric))
+
+    def cell(self, workload: str, implementation: str, metrics: Sequence[str]) -> str:
+        """Return figures of one implementation as text, `–` where there is none."""
+        values = [self.value(workload, implementation, metric) for metric in metrics]
+        if all(value is None for value in values):
+            return "–"
+        return " / ".join("–" if value is None else written(value) for value in values)
+
+    def times(self, workload: str, implementation: str, prefix: str = "") -> list[float | None]:
+        """Return the times of the forward pass and of both passes."""
+        return [self.value(workload, implementation, prefix + metric) for metric in TIMES]
+
+    def best(self, workload: str, peers: Sequence[str]) -> list[float | None]:
+        """Return the least of each time of these peers, which need not be of one peer."""
+        others = [[self.value(workload, peer, metric) for peer in peers] for metric in TIMES]
+        return [min((value for value in values if value is not None), default=None) for values in others]
+
+    def to_best_peer(self, workload: str, prefix: str = "") -> str:
+        """Return each time of ours over the least of any peer of the same run; below 1 ours is ahead."""
+        return ratios(self.times(workload, OURS, prefix), self.best(workload, self.peers))
+
+    def to_limit(self, workload: str) -> str:
+        """Return each time of ours over the least that the device allows."""
+        return ratios(self.times(workload, OURS), [self.value(workload, "limit", metric) for metric in LIMITS])
+
+
+def ratios(own: Sequence[float | None], others: Sequence[float | None]) -> str:
+    """Return each figure over another as text, `–` where there is none."""
+    found = ["–" if one is None or not other else f"{one / other:.2f}" for one, other in zip(own, others, strict=True)]
+    return "–" if set(found) == {"–"} else " / ".join(found)
+
+
+def written(value: float) -> str:
+    """Return a figure in three digits, whole numbers above."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def beside_peers(rows: Sequence[Row]) -> str:
+    """Return the table of ours beside its peers, a line a workload: times, ratios, memory; and where they come from."""
+    if not rows:
+        return "Not measured yet."
+    found = Found(rows)
+    shown = [OURS, *found.peers]
+    head = ["workload", "events", "limit", f"**{OURS}**", *found.peers, f"{OURS} / best peer", f"{OURS} / limit",
+            "peak MiB: " + ", ".join(shown)]
+    body = [[name, found.cell(name, "batch", ["events"]), found.cell(name, "limit", LIMITS),
+             *(found.cell(name, each, TIMES) for each in shown), found.to_best_peer(name), found.to_limit(name),
+             ", ".join(found.cell(name, each, ["peak_mib"]) for each in shown)]
+            for name in dict.fromkeys(row["workload"] for row in rows)]
+    return table(head, body) + "\n\n" + origin(rows)
+
+
+def between(page: str, start: str, end: str, block: str) -> str:
+    """Return the page with a block of lines between two marks, as it is where the first is missing."""
+    before, mark, rest = page.partition(start)
+    return f"{before}{start}{block}\n{end}{rest.partition(end)[2]}" if mark else page
+
+
+def fill(readme: Path, rows: Sequence[Row]) -> None:
+    """Fill the table of a room's README from rows."""
+    page = between(readme.read_text(encoding="utf-8"), *_MARKS, beside_peers(rows))
+    readme.write_text(page, encoding="utf-8")
 
 
 def command() -> str:

@@ -252,12 +252,15 @@ def measured(parts: Mapping[str, Sequence[Callable[[], Rows]]]) -> Iterator[Rows
 
 
 def main(subject: str, parts: Mapping[str, Sequence[Callable[[], Rows]]], names: Sequence[str],
-         usual: Sequence[str] = (), without_gpu: str = "") -> None:
+         usual: Sequence[str] = (), readme: Path | None = None, without_gpu: str = "") -> None:
     """Measure the parts of these names and write their rows as they come, to the ledger of a subject.
 
     Without a name the `usual` parts are measured, which are all where none is named; all of them for `--all`. What to
-    do `without_gpu` is told there.
+    do `without_gpu` is told there. For `--table LEDGER` nothing is measured: the table of a room's `readme` is filled.
     """
+    if readme is not None and names[:1] == ["--table"]:
+        figures.fill(readme, figures.read(Path(names[1])))
+        return
     unknown = set(names) - set(parts) - {"--all"}
     if unknown:
         sys.exit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(parts)}")

@@ -402,7 +402,7 @@ def test_the_tables_tell_ratios_to_the_best_peer_of_each_figure():
 
 
 def test_a_figure_of_zero_is_a_figure():
-    found = tables.Found([row_of("short", metric="peak_mib", value=0.0)])
+    found = figures.Found([row_of("short", metric="peak_mib", value=0.0)])
     assert found.cell("short", "triton", ["peak_mib"]) == "0"
     assert found.cell("short", "triton", ["peak_mib", "forward_ms"]) == "0 / –"
     assert found.cell("short", "triton", ["forward_ms"]) == "–"
@@ -488,7 +488,7 @@ def test_curves_without_figures_are_not_there_yet(curves):
 
 def test_the_paper_s_ratios_are_marked_where_they_are_reached(curves):
     rows = curve_rows()
-    found = tables.Found(rows)
+    found = figures.Found(rows)
     assert [curves.passes(found, 512, claim) for claim in curves.CLAIMS] == [
         [5, 10, 20], [5, 10, 20, 30], [5, 10], [5, 10, 20, 30]]
     text = curves.section(rows)

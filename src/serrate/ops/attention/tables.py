@@ -2,72 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from .. import figures
+from ..figures import LIMITS, OURS, TIMES, Found, Row, ratios
 from .workloads import CROWD, LENGTHS, POINTWISE, POINTWISE_NAME, SMALLEST, TARGETS, WORKLOADS
 
-Row = dict[str, Any]
-
 README = Path(__file__).with_name("README.md")
-OURS = "triton"
-NO_PEERS = ("batch", "limit", OURS)
-TIMES = ("forward_ms", "forward_backward_ms")
-LIMITS = ("limit_ms", "limit_forward_backward_ms")
 SOFTMAX_PEERS = ("varlen", "flex")
 QUOTED = "HSTU Triton (SiLU)"
 _MARKS = ("<!-- GPU figures -->\n", "<!-- end of GPU figures -->")
 _POINTWISE_MARKS = ("<!-- pointwise figures -->\n", "<!-- end of pointwise figures -->")
-
-
-class Found:
-    """Figures by workload, implementation and metric; `peers` in the order of the rows."""
-
-    def __init__(self, rows: Iterable[Row]):
-        self._values: dict[tuple[str, str, str], float] = {}
-        self.peers: list[str] = []
-        for row in rows:
-            self._values[row["workload"], row["implementation"], row["metric"]] = row["value"]
-            if row["implementation"] not in [*self.peers, *NO_PEERS]:
-                self.peers.append(row["implementation"])
-
-    def value(self, workload: str, implementation: str, metric: str) -> float | None:
-        """Return a figure, None where it was not measured."""
-        return self._values.get((workload, implementation, metric))
-
-    def cell(self, workload: str, implementation: str, metrics: Sequence[str]) -> str:
-        """Return figures of one implementation as text, `–` where there is none."""
-        values = [self.value(workload, implementation, metric) for metric in metrics]
-        if all(value is None for value in values):
-            return "–"
-        return " / ".join("–" if value is None else written(value) for value in values)
-
-    def times(self, workload: str, implementation: str, prefix: str = "") -> list[float | None]:
-        """Return the times of the forward pass and of both passes."""
-        return [self.value(workload, implementation, prefix + metric) for metric in TIMES]
-
-    def best(self, workload: str, peers: Sequence[str]) -> list[float | None]:
-        """Return the least of each time of these peers, which need not be of one peer."""
-        others = [[self.value(workload, peer, metric) for peer in peers] for metric in TIMES]
-        return [min((value for value in values if value is not None), default=None) for values in others]
-
-    def to_best_peer(self, workload: str, prefix: str = "") -> str:
-        """Return each time of ours over the least of any peer of the same run; below 1 ours is ahead."""
-        return _ratios(self.times(workload, OURS, prefix), self.best(workload, self.peers))
-
-    def to_limit(self, workload: str) -> str:
-        """Return each time of ours over the least that the device allows."""
-        return _ratios(self.times(workload, OURS), [self.value(workload, "limit", metric) for metric in LIMITS])
-
-
-def _ratios(own: Sequence[float | None], others: Sequence[float | None]) -> str:
-    ratios = ["–" if one is None or not other else f"{one / other:.2f}" for one, other in zip(own, others, strict=True)]
-    return "–" if set(ratios) == {"–"} else " / ".join(ratios)
-
-
-def written(value: float) -> str:
-    """Return a figure in three digits, whole numbers above."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def comparison(rows: list[Row], quoted: list[Row]) -> str:
@@ -111,10 +55,10 @@ def pointwise(rows: list[Row], quoted: list[Row]) -> str:
             *(found.cell(name, each, TIMES) for each in (silu, silu_biased, softmax, softmax_biased, *SOFTMAX_PEERS,
                                                          "dense pointwise", "compiled pointwise")),
             others.cell(shown, QUOTED, TIMES),
-            _ratios(found.best(name, SOFTMAX_PEERS), found.times(name, silu)),
-            _ratios(found.times(name, softmax), found.times(name, silu)),
-            _ratios(found.times(name, silu_biased), found.times(name, silu)),
-            _ratios(found.times(name, softmax_biased), found.times(name, softmax)), ", ".join(peaks)])
+            ratios(found.best(name, SOFTMAX_PEERS), found.times(name, silu)),
+            ratios(found.times(name, softmax), found.times(name, silu)),
+            ratios(found.times(name, silu_biased), found.times(name, silu)),
+            ratios(found.times(name, softmax_biased), found.times(name, softmax)), ", ".join(peaks)])
     return figures.table(head, body)
 
 
@@ -165,9 +109,7 @@ def filled(page: str, ledger: Path) -> str:
     """Return the page with its blocks of figures made from a file of rows, and from quoted ones beside it."""
     rows, quoted = figures.read(ledger), figures.read(ledger.with_name("attention-quoted.json"))
     for (start, end), make in ((_MARKS, block), (_POINTWISE_MARKS, pointwise_block)):
-        before, mark, rest = page.partition(start)
-        if mark:
-            page = f"{before}{start}{make(rows, quoted)}\n{end}{rest.partition(end)[2]}"
+        page = figures.between(page, start, end, make(rows, quoted))
     return page
 
 

@@ -16,16 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import figures, measure
-from ..attention.tables import Found
+from .. import measure
+from ..figures import OURS
 from ..measure import TOLERANCE, Figures, Peer, Rows, ceilings, everything, tell
 from .api import norm_gate
 from .cases import WORKLOADS, Case
 
 README = Path(__file__).with_name("README.md")
-OURS = "triton"
 _SEED = 11
-_MARKS = ("<!-- GPU figures -->\n", "<!-- end of GPU figures -->")
 
 
 def ours(case: Case, leaves: Sequence[Tensor], implementation: str = OURS) -> Peer:
@@ -94,39 +92,13 @@ def compare(case: Case, copied: float, device: str = "cuda", implementation: str
     return measure.rows_of("norm_gate", case.name, found, device)
 
 
-# --- the table and the command line ---
-
-
-def table(rows: Rows) -> str:
-    """Return the table of these rows, a line a workload, and where they come from."""
-    if not rows:
-        return "Not measured yet."
-    found, times = Found(rows), ["forward_ms", "forward_backward_ms"]
-    shown = [OURS, *(name for name in PEERS if name in found.peers)]
-    head = ["width", "events", "limit", f"**{OURS}**", *shown[1:], f"{OURS} / best peer", f"{OURS} / limit",
-            "peak MiB: " + ", ".join(shown)]
-    body = [[name, found.cell(name, "batch", ["events"]),
-             found.cell(name, "limit", ["limit_ms", "limit_forward_backward_ms"]),
-             *(found.cell(name, each, times) for each in shown), found.to_best_peer(name), found.to_limit(name),
-             ", ".join(found.cell(name, each, ["peak_mib"]) for each in shown)]
-            for name in dict.fromkeys(row["workload"] for row in rows)]
-    return figures.table(head, body) + "\n\n" + figures.origin(rows)
-
-
-def filled(page: str, rows: Rows) -> str:
-    """Return the page with its block of figures made from rows."""
-    before, start, rest = page.partition(_MARKS[0])
-    return f"{before}{start}{table(rows)}\n{_MARKS[1]}{rest.partition(_MARKS[1])[2]}" if start else page
+# --- the command line ---
 
 
 def main(names: list[str]) -> None:
     """Measure the workloads of these names, or all, and write their rows as they come."""
-    if names[:1] == ["--table"]:
-        page = README.read_text(encoding="utf-8")
-        README.write_text(filled(page, figures.read(Path(names[1]))), encoding="utf-8")
-        return
     parts = {case.name: [lambda case=case: compare(case, ceilings()[0])] for case in WORKLOADS}
-    measure.main("norm-gate", parts, names)
+    measure.main("norm-gate", parts, names, readme=README)
 
 
 if __name__ == "__main__":
