@@ -38,6 +38,14 @@ def test_candidates_point_at_states():
                            "candidates: item, genres; labels: click)")
 
 
+def test_pairs_count_events_once_for_each_candidate_that_reads_them():
+    batch = make((1, 0, 0), ((1, 2, 3), (4,)))
+    assert dict(batch.pairs) == {"clicked": 1 + 3 + 3, "bought": 3}
+    for same_pairs in (batch.to("meta"), pickle.loads(pickle.dumps(batch))):
+        assert same_pairs.pairs == batch.pairs
+    assert dict(pytree.tree_map(torch.clone, batch).pairs) == {}  # whose tensors may be others
+
+
 def test_no_candidates_and_no_states():
     assert (len(make(())), make(()).num_states) == (0, 2)
     assert make((), ()).num_states == 0

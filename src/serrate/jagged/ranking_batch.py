@@ -20,26 +20,33 @@ class RankingBatch:
     history and of the context, in any order. Immutable; checked when built through its name and unchecked through
     `trusted`. On an accelerator the *contents* of `owner` are not checked, because reading them would wait for it.
 
+    Ids are int64 rows of embedding tables, in which row 0 stands for what is unknown: known ones count from 1.
+
     Args:
         owner: `(M,)` int64, the state of each candidate, from 0 to `U - 1`.
         histories: name → `EventBatch` of `U` rows, oldest event first; fields are those of the features, such as
-            `item`, `category`, `action` (int64 ids) and `time` (int64 seconds).
-        context: name → what is known of each state: `(U,)` (ids int64, numbers floating) or a `JaggedTensor` of `U`
+            `item`, `category`, `action` (ids) and `time` (int64 seconds).
+        context: name → what is known of each state: `(U,)`, ids or floating, or a `JaggedTensor` of ids in `U`
             rows. `asked` is `(U,)` int64 in seconds, when the candidates are shown.
         candidates: name → what is known of each candidate: `(M,)` or a `JaggedTensor` of `M` rows.
-        labels: name of a task → `(M,)`, what happened; empty where it is to be predicted.
+        labels: name of a field → `(M,)`, what happened; empty where it is to be predicted.
+
+    Attributes:
+        pairs: name of a history → how many events its candidates read together, one counted again for each candidate
+            that reads it: the sum over `M` of the lengths of their rows. Without those that the host does not know.
 
     Raises:
         InvalidArgument: neither a history nor a context; parts whose rows differ; an owner of another shape, dtype,
             device or, on a CPU, beyond the states.
     """
 
-    __slots__ = ("candidates", "context", "histories", "labels", "owner")
+    __slots__ = ("candidates", "context", "histories", "labels", "owner", "pairs")
     owner: Tensor
     histories: Mapping[str, EventBatch]
     context: Mapping[str, Tensor | JaggedTensor]
     candidates: Mapping[str, Tensor | JaggedTensor]
     labels: Mapping[str, Tensor]
+    pairs: Mapping[str, int]
 
     def __init__(self, owner: Tensor, histories: Mapping[str, EventBatch], context: Parts | None = None,
                  candidates: Parts | None = None, labels: Mapping[str, Tensor] | None = None):
@@ -60,19 +67,21 @@ class RankingBatch:
         _require_owner(owner, states, first.device)
         require_rows("candidates", candidates, owner.shape[0])
         require_rows("labels", labels, owner.shape[0])
-        self._fill(owner, histories, context, candidates, labels)
+        pairs = {name: int(history.lengths[owner].sum()) for name, history in histories.items()
+                 if readable(history.offsets)}
+        self._fill(pairs, owner, histories, context, candidates, labels)
 
     @classmethod
     def trusted(cls, owner: Tensor, histories: Mapping[str, EventBatch], context: Parts, candidates: Parts,
-                labels: Mapping[str, Tensor]) -> "RankingBatch":
+                labels: Mapping[str, Tensor], pairs: Mapping[str, int] | None = None) -> "RankingBatch":
         """Build without checks from parts that are known to fit."""
         made = object.__new__(cls)
-        made._fill(owner, histories, context, candidates, labels)
+        made._fill(pairs or {}, owner, histories, context, candidates, labels)
         return made
 
-    def _fill(self, owner: Tensor, *named: Mapping[str, Any]) -> None:
+    def _fill(self, pairs: Mapping[str, int], owner: Tensor, *named: Mapping[str, Any]) -> None:
         object.__setattr__(self, "owner", owner)
-        for name, parts in zip(_NAMED, named, strict=True):
+        for name, parts in zip((*_NAMED, "pairs"), (*named, pairs), strict=True):
             object.__setattr__(self, name, MappingProxyType(dict(parts)))
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -82,7 +91,7 @@ class RankingBatch:
         raise AttributeError("a RankingBatch is immutable")
 
     def __reduce__(self):  # a mapping proxy does not pickle
-        return RankingBatch.trusted, tuple(_flatten(self)[0])
+        return RankingBatch.trusted, (*_flatten(self)[0], dict(self.pairs))
 
     def __len__(self) -> int:
         return self.owner.shape[0]
@@ -101,12 +110,12 @@ class RankingBatch:
         """Return with every part on `device`."""
         parts = [{name: part.to(device=device, non_blocking=non_blocking) for name, part in getattr(self, kind).items()}
                  for kind in _NAMED]
-        return RankingBatch.trusted(self.owner.to(device=device, non_blocking=non_blocking), *parts)
+        return RankingBatch.trusted(self.owner.to(device=device, non_blocking=non_blocking), *parts, pairs=self.pairs)
 
     def pin_memory(self) -> "RankingBatch":
         """Return a copy in page-locked host memory, for asynchronous moves to a GPU."""
         parts = [{name: part.pin_memory() for name, part in getattr(self, kind).items()} for kind in _NAMED]
-        return RankingBatch.trusted(self.owner.pin_memory(), *parts)
+        return RankingBatch.trusted(self.owner.pin_memory(), *parts, pairs=self.pairs)
 
     def __repr__(self) -> str:
         told = "; ".join(f"{kind}: {', '.join(getattr(self, kind))}" for kind in _NAMED if getattr(self, kind))
