@@ -156,10 +156,17 @@ def _chosen(examples: Examples, index: np.ndarray | Tensor) -> tuple[Tensor, Ten
 
 def _newest(histories: Histories, rows: Tensor, ends: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, int]:
     """Positions `(T,)` of the `lengths` events before event `ends` of each row, their offsets, longest."""
+    return runs(histories.offsets[rows] + ends - lengths, lengths)
+
+
+def runs(firsts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return positions `(T,)` int64 of runs end to end, `firsts` … `firsts + lengths - 1` each, offsets, longest.
+
+    `firsts` and `lengths` are `(B,)` int64.
+    """
     offsets = offsets_from_lengths(lengths)
-    shift = histories.offsets[rows] + ends - lengths - offsets[:-1]
     total = int(offsets[-1])
-    positions = torch.repeat_interleave(shift, lengths, output_size=total) + torch.arange(total)
+    positions = torch.repeat_interleave(firsts - offsets[:-1], lengths, output_size=total) + torch.arange(total)
     return positions, offsets, int(lengths.max()) if len(lengths) else 0
 
 

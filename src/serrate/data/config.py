@@ -1,4 +1,4 @@
-"""How a log is read (`DataConfig`) and how its histories are divided (`SplitConfig`)."""
+"""How a log is read (`DataConfig`), how its histories are divided (`SplitConfig`), what is ranked (`SamplesConfig`)."""
 
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -69,6 +69,13 @@ class DataConfig(Config):
     threads: int | None = Field(default=None, ge=1)
 
 
+def _time(value: float | int | str) -> float | int | str:
+    """Return `value`, where a split may begin; a text must be an ISO date."""
+    if isinstance(value, str):
+        datetime.fromisoformat(value)
+    return value
+
+
 class SplitConfig(Config):
     """How histories are divided into training, validation and test.
 
@@ -85,6 +92,45 @@ class SplitConfig(Config):
     @field_validator("validation_from", "test_from")
     @classmethod
     def _readable(cls, value: float | int | str) -> float | int | str:
-        if isinstance(value, str):
-            datetime.fromisoformat(value)
-        return value
+        return _time(value)
+
+
+class NegativesConfig(Config):
+    """Items that a user did not take, drawn beside each one that they took.
+
+    Never an item of the user's own history, past or to come. `popularity`: in proportion to one more than the events
+    that an item has in training.
+    """
+
+    count: int = Field(default=1, ge=1, description="negatives of each positive")
+    by: Literal["uniform", "popularity"] = "uniform"
+    label: ColumnName = Field(default="positive", description="the label that tells them apart: 1, of a negative 0")
+    seed: int = Field(default=0, ge=0)
+
+
+class SamplesConfig(Config):
+    """Which events of a log are to be predicted, what of them, and when training ends.
+
+    `labels` are SQL expressions over the time and the features of an event, such as `rating >= 4` or `rating`; with
+    `negatives` there may be none, for that an event happened is a label of its own. `validation_from` and `test_from`
+    are those of a temporal split; of a log without times, shares of each user's events.
+    """
+
+    labels: dict[ColumnName, str] = Field(default={})
+    min_history: int = Field(default=1, ge=0, description="events before a sample, at least")
+    negatives: NegativesConfig | None = None
+    validation_from: float | int | str = 0.8
+    test_from: float | int | str = 0.9
+
+    @field_validator("validation_from", "test_from")
+    @classmethod
+    def _readable(cls, value: float | int | str) -> float | int | str:
+        return _time(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.labels and self.negatives is None:
+            raise ValueError("labels: there is nothing to predict; give a label, or negatives")
+        if self.negatives is not None and self.labels:
+            raise ValueError("labels: a negative has none; give labels or negatives")
+        return self

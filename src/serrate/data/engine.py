@@ -19,6 +19,7 @@ INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT",
 FRACTIONS = frozenset({"FLOAT", "DOUBLE", "DECIMAL"})
 DATES = frozenset({"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS",
                    "TIMESTAMP WITH TIME ZONE"})
+NUMBERS = INTEGERS | FRACTIONS | {"BOOLEAN"}  # a condition counts as 1 or 0
 TEXTS = frozenset({"VARCHAR", "ENUM", "UUID"})
 
 

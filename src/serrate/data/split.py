@@ -129,7 +129,7 @@ def _temporal(histories: Histories, config: SplitConfig) -> Split:
     if not histories.has_time:
         raise InvalidData("split: a temporal split needs times, and this log has none (columns.time)")
     times, offsets = histories.fields["time"].numpy(), histories.offsets.numpy()
-    cuts = [_time_of(getattr(config, name), name, times, histories.time_unit)
+    cuts = [time_of(getattr(config, name), name, times, histories.time_unit)
             for name in ("validation_from", "test_from")]
     if cuts[0] >= cuts[1]:
         raise InvalidArgument("validation_from", f"a time before test_from ({cuts[1]})", cuts[0])
@@ -177,7 +177,7 @@ def _dropped(name: str, first: np.ndarray, last: np.ndarray, examples: Examples,
             f"users are dropped for it."]
 
 
-def _time_of(value: float | int | str, name: str, times: np.ndarray, unit: str | None) -> int:
+def time_of(value: float | int | str, name: str, times: np.ndarray, unit: str | None) -> int:
     """Return the time a configured cut stands for: a quantile of all events, a date, or a time as it is."""
     if isinstance(value, str):
         if unit != "microseconds":
