@@ -81,13 +81,13 @@ def test_an_id_without_a_row_is_refused_or_unknown_as_the_column_says(bad):
     with pytest.raises(InvalidArgument) as caught:
         reader(tables, ("seen", "items"))(tables, [ids])
     assert str(caught.value) == f"feature 'seen': expected ids from 0 to below 5, the rows of table 'items', got {bad}"
-    got = reader(tables, ("seen", "items", "row"))(tables, [ids])
+    got = reader(tables, ("seen", "items", "fallback"))(tables, [ids])
     assert torch.equal(got[:, 0], tables.table("items")[[1, 0]])
 
 
 def test_only_the_column_that_refuses_is_told():
     tables = made()
-    read = reader(tables, ("lenient", "items", "row"), ("strict", "genres"))
+    read = reader(tables, ("lenient", "items", "fallback"), ("strict", "genres"))
     with pytest.raises(InvalidArgument, match=r"feature 'strict': .* table 'genres', got 3"):
         read(tables, [torch.tensor([77, 1]), torch.tensor([1, 3])])
     assert read.rows([torch.tensor([77, 1]), torch.tensor([1, 2])]).tolist() == [[0, 6], [1, 7]]

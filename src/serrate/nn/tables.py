@@ -23,12 +23,12 @@ class Column:
         name: of the feature, as errors call it.
         table: see `EmbeddingTables`.
         unknown: what is done with an id that the table has no row for, negative or too large. "refuse": an error,
-            where ids can be read without waiting for a device; elsewhere, and with "row", it is read as row 0.
+            where ids can be read without waiting for a device; elsewhere, and with "fallback", it is read as row 0.
     """
 
     name: str
     table: str
-    unknown: Literal["refuse", "row"] = "refuse"
+    unknown: Literal["refuse", "fallback"] = "refuse"
 
 
 class EmbeddingTables(nn.Module):

@@ -10,10 +10,10 @@ from ...ops.attention.bias import BUCKET, FARTHEST
 from ...ops.attention.weights import Activation
 from ..encoder import EncoderConfig
 from ..next_item import NextItemConfig
-from .tasks import TaskConfig
+from ..tasks import Tasks
 
 # as many as there are: times of a history count within `FARTHEST` of its first, so no two are further apart than twice
-_TIME_BUCKETS = math.floor(math.log(2 * FARTHEST) / BUCKET) + 1
+TIME_BUCKETS = math.floor(math.log(2 * FARTHEST) / BUCKET) + 1
 
 
 class HSTUEncoderConfig(EncoderConfig):
@@ -55,7 +55,7 @@ class HSTUEncoderConfig(EncoderConfig):
         return HSTUOptions(
             key_width=self.key_width, value_width=self.value_width, dropout=self.dropout, activation=self.activation,
             normaliser=self._normaliser, scale=self.scale, position_reach=self.tokens if self.position else 0,
-            time_buckets=_TIME_BUCKETS if self.time else 0, bias_per_head=self.bias_per_head,
+            time_buckets=TIME_BUCKETS if self.time else 0, bias_per_head=self.bias_per_head,
             attention_dropout=self.attention_dropout, recompute=self.recompute)
 
     @property
@@ -75,16 +75,8 @@ class HSTURankingConfig(HSTUEncoderConfig):
     """HSTU for ranking, two tokens an event: the item, and what was done with it."""
 
     kind: Literal["hstu-ranking"] = "hstu-ranking"  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
-    tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)] = Field(
+    tasks: Tasks = Field(
         description="what is known of an action: what is predicted, and what is read of the actions before")
-
-    @model_validator(mode="after")
-    def _tells_tasks_apart(self) -> Self:
-        names = [task.name for task in self.tasks]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"tasks: {name!r} is given twice")
-        return self
 
     @property
     def tokens(self) -> int:

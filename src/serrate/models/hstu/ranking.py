@@ -12,6 +12,7 @@ from ...errors import InvalidArgument
 from ...jagged import EventBatch, JaggedTensor, concatenate_events, deinterleave_events, interleave_events, split_events
 from ...nn import HSTULayer
 from ...ops.attention import Mask
+from ..tasks import predictions, weighted_losses
 from .config import HSTURankingConfig
 
 _SPREAD = 0.02  # standard deviation of new tables, as in the layers
@@ -56,8 +57,7 @@ class HSTURanker(nn.Module):
         `weights` `(T,)` are those of the events, None: all ones.
         """
         outputs, targets = self(batch).values, self.targets(batch)
-        losses = torch.stack([task.weight * task.losses(outputs[:, k], targets[:, k])
-                              for k, task in enumerate(self.config.tasks)])
+        losses = weighted_losses(self.config.tasks, outputs, targets)
         return losses.sum() if weights is None else (losses * weights).sum()
 
     def predict(self, batch: EventBatch) -> JaggedTensor:
@@ -125,7 +125,7 @@ class HSTURanker(nn.Module):
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Return the probability (of a binary task) or the value that each output `(M, K)` stands for, `(M, K)`."""
-        return torch.stack([task.prediction(outputs[:, k]) for k, task in enumerate(self.config.tasks)], 1)
+        return predictions(self.config.tasks, outputs)
 
     def targets(self, batch: EventBatch) -> Tensor:
         """Return what each event's action says of each task, `(T, K)`: 1 or 0, or spreads from the centre."""
