@@ -2,9 +2,12 @@
 
 from .batching import TokenBatches, chunks, history_batch, seen_items, shard, training_batch
 from .config import ColumnMapping, DataConfig, ItemTable, NegativesConfig, SamplesConfig, SplitConfig
+from .encoding import CategoricalColumn, DenseColumn, Encoder, MultiColumn
+from .features import Entities, Features, FeaturesConfig, SideTable
 from .histories import Histories, is_prepared
 from .inspect import Inspection, inspect
 from .prepare import prepare
+from .ranking import RankingData, samples_batch
 from .samples import Samples, SampleSplit, make_samples
 from .selection import Selection, select
 from .split import Examples, Split, split
@@ -14,8 +17,10 @@ from .synthetic import synthesize
 from .vocabulary import Vocabulary
 
 __all__ = [
-    "ColumnMapping", "DataConfig", "Examples", "Histories", "Inspection", "ItemTable", "NegativesConfig",
-    "SampleSplit", "Sampler", "Samples", "SamplesConfig", "Selection", "Split", "SplitConfig", "StochasticLength",
-    "TokenBatches", "Vocabulary", "chunks", "history_batch", "inspect", "is_prepared", "make_samples", "prepare",
-    "seen_items", "select", "shard", "split", "synthesize", "synthesize_stream", "training_batch",
+    "CategoricalColumn", "ColumnMapping", "DataConfig", "DenseColumn", "Encoder", "Entities", "Examples", "Features",
+    "FeaturesConfig", "Histories", "Inspection", "ItemTable", "MultiColumn", "NegativesConfig", "RankingData",
+    "SampleSplit", "Sampler", "Samples", "SamplesConfig", "Selection", "SideTable", "Split", "SplitConfig",
+    "StochasticLength", "TokenBatches", "Vocabulary", "chunks", "history_batch", "inspect", "is_prepared",
+    "make_samples", "prepare", "samples_batch", "seen_items", "select", "shard", "split", "synthesize",
+    "synthesize_stream", "training_batch",
 ]

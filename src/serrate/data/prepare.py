@@ -17,7 +17,7 @@ from .engine import Engine, literal, number, open_engine, reading
 from .events import EventView, Field, select_events, used_columns
 from .histories import FORMAT_VERSION, Histories
 from .item_table import join_item_table
-from .sources import Source, Wanted, open_source
+from .sources import Source, Wanted, beside, open_source
 
 _CHUNK = 1 << 20  # events handed over at once
 
@@ -62,11 +62,8 @@ def _with_items_found(config: DataConfig, source: Any) -> DataConfig:
     """Return `config` with the whole path of its item table: as given, or else beside the log."""
     if config.items is None:
         return config
-    path = Path(config.items.path)
-    if not path.exists() and isinstance(source, (str, Path)):
-        folder = Path(source) if Path(source).is_dir() else Path(source).parent
-        path = folder / path if (folder / path).exists() else path
-    return config.model_copy(update={"items": config.items.model_copy(update={"path": str(path.absolute())})})
+    path = str(beside(config.items.path, source))
+    return config.model_copy(update={"items": config.items.model_copy(update={"path": path})})
 
 
 def _write(engine: Engine, source: Any, config: DataConfig, folder: Path) -> None:

@@ -83,6 +83,15 @@ def open_source(engine: Engine, source: Any, kind: str, wanted: Wanted) -> Sourc
         return _open_text(engine, name, _SCANS[found](files, wanted), wanted)
 
 
+def beside(path: str, source: Any) -> Path:
+    """Return the whole path of a side table: as given, or else beside the log `source`, where that is a path."""
+    found = Path(path)
+    if not found.exists() and isinstance(source, (str, Path)):
+        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        found = folder / found if (folder / found).exists() else found
+    return found.absolute()
+
+
 def _open_parquet(engine: Engine, name: str, files: tuple[Path, ...], wanted: Wanted) -> Source:
     """A view straight over the files: they are read again for each pass, nothing is copied."""
     _check_same_types(engine, name, files, wanted)
