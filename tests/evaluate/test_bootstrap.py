@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serrate.evaluate import bootstrap, bootstrap_by_user
+from serrate.evaluate.bootstrap import Resamples, intervals
 
 
 def column(*values: float) -> torch.Tensor:
@@ -80,6 +81,22 @@ def test_value_is_the_mean_and_the_interval_stays_within_the_values(parts):
     assert estimate.value == pytest.approx(float(values.mean()))
     slack = 1e-12
     assert float(values.min()) - slack <= estimate.low <= estimate.high <= float(values.max()) + slack
+
+
+def test_what_is_not_defined_in_a_resample_does_not_count():
+    resampled = torch.tensor([[1.0, float("nan")], [float("nan")] * 2, [3.0, float("nan")]], dtype=torch.float64)
+    first, second = intervals(torch.tensor([2.0, 5.0]), resampled, 0.5)
+    assert (first.value, first.low, first.high) == (2, 1.5, 2.5)
+    assert (second.value, second.low, second.high) == (5, None, None)
+
+
+def test_draws_are_the_same_each_time_and_count_whole_groups():
+    drawn = Resamples(torch.tensor([9, 4, 9, 7]), 5, seed=3)
+    assert (drawn.groups, drawn.group.tolist()) == (3, [2, 0, 2, 1])
+    first, again = torch.cat(list(drawn)), torch.cat(list(drawn))
+    assert torch.equal(first, again)
+    assert first.sum(1).tolist() == [3] * 5
+    assert drawn.totals(column(1, 2, 4, 8)).squeeze(1).tolist() == [2, 8, 5]
 
 
 def test_plain_values():

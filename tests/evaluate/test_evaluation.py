@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serrate.errors import InvalidArgument
-from serrate.evaluate import EvaluateConfig, Evaluation, compare
+from serrate.evaluate import EvaluateConfig, Evaluation
 from serrate.jagged import JaggedTensor
 
 
@@ -68,31 +68,31 @@ def test_unknown_metrics_are_named(metric):
 def test_a_constant_improvement_excludes_zero():
     worse = evaluation([[3.0] if user % 3 else [1.0] for user in range(90)])
     better = evaluation([[2.0] if user % 3 else [1.0] for user in range(90)])
-    difference = compare(better, worse, "mrr")
+    difference = better.difference(worse, "mrr")
     assert difference.value == pytest.approx((1 / 2 - 1 / 3) * 2 / 3)
     assert 0 < difference.low < difference.value < difference.high
-    mirrored = compare(worse, better, "mrr")
+    mirrored = worse.difference(better, "mrr")
     assert (mirrored.value, mirrored.low) == pytest.approx((-difference.value, -difference.high))
 
 
 def test_the_paired_difference_is_tighter_than_the_two_intervals():
     worse = evaluation([[float(2 + user % 50)] for user in range(200)])
     better = evaluation([[float(1 + user % 50)] for user in range(200)])
-    difference, metrics = compare(better, worse, "hr@4"), worse.metrics()
+    difference, metrics = better.difference(worse, "hr@4"), worse.metrics()
     assert difference.high - difference.low < metrics["hr@4"].high - metrics["hr@4"].low
 
 
 def test_equal_models_differ_by_nothing():
     same = evaluation([[1.0], [2.0]])
-    assert compare(same, same, "hr@2").plain() == {"value": 0, "low": 0, "high": 0}
+    assert same.difference(same, "hr@2").plain() == {"value": 0, "low": 0, "high": 0}
 
 
 @pytest.mark.parametrize("other", [evaluation([[1.0]]), evaluation([[1.0], [2.0]], users=[1, 0]),
                                    evaluation([[1.0, 3.0], [2.0]]),
                                    evaluation([[1.0], [2.0]], exclude_seen=False)])
 def test_only_the_same_examples_can_be_compared(other):
-    with pytest.raises(InvalidArgument, match=r"^b: expected an evaluation of the same examples"):
-        compare(evaluation([[1.0], [2.0]]), other, "mrr")
+    with pytest.raises(InvalidArgument, match=r"^other: expected an evaluation of the same examples"):
+        evaluation([[1.0], [2.0]]).difference(other, "mrr")
 
 
 @given(st.lists(st.sets(st.integers(1, 12), min_size=1, max_size=4), min_size=1, max_size=6), st.integers(1, 12))

@@ -1,5 +1,6 @@
 """Confidence intervals: the percentile bootstrap over users."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,25 +42,60 @@ def bootstrap_by_user(values: Tensor, users: Tensor, *, confidence: float = 0.95
     Returns:
         `C` estimates.
     """
-    generator = torch.Generator().manual_seed(seed)
-    group = users.unique(return_inverse=True)[1]
-    groups = int(group.max()) + 1
-    if groups > _MOST_BLOCKS:
-        group = torch.randperm(groups, generator=generator)[group] % _MOST_BLOCKS
-        groups = _MOST_BLOCKS
-    with_count = torch.cat([values, values.new_ones(len(values), 1)], dim=1)
-    totals = values.new_zeros(groups, with_count.shape[1]).index_add(0, group, with_count)
+    resampled = Resamples(users, resamples, seed)
+    totals = resampled.totals(torch.cat([values, values.new_ones(len(values), 1)], dim=1))
+    sums = torch.cat([times.to(totals.dtype) @ totals for times in resampled])
+    return intervals(values.mean(dim=0), sums[:, :-1] / sums[:, -1:], confidence)
 
-    means, remaining, at_a_time = [], resamples, max(1, _DRAWS_AT_A_TIME // groups)
-    while remaining > 0:
-        rows = min(at_a_time, remaining)
-        remaining -= rows
-        drawn = torch.randint(groups, (rows, groups), generator=generator)
-        drawn += torch.arange(rows).unsqueeze(1) * groups
-        times = torch.bincount(drawn.flatten(), minlength=rows * groups).reshape(rows, groups)
-        sums = times.to(totals.dtype) @ totals
-        means.append(sums[:, :-1] / sums[:, -1:])
+
+def intervals(values: Tensor, resampled: Tensor, confidence: float) -> list[Estimate]:
+    """Return `values` `(C,)`, each with the bounds between which `confidence` of its `resampled` `(R, C)` lie.
+
+    NaN among these, where a metric is not defined, does not count; a value with no other has no bounds.
+    """
     tail = (1 - confidence) / 2
-    bounds = torch.cat(means).quantile(values.new_tensor([tail, 1 - tail]), dim=0)
-    return [Estimate(value, low, high)
-            for value, low, high in zip(values.mean(dim=0).tolist(), *bounds.tolist(), strict=True)]
+    bounds = resampled.nanquantile(resampled.new_tensor([tail, 1 - tail]), dim=0)
+    return [Estimate(value, None if low != low else low, None if high != high else high)
+            for value, low, high in zip(values.tolist(), *bounds.tolist(), strict=True)]
+
+
+class Resamples:
+    """Draws of users with replacement, as many as there are, the same for the same seed; iterated once or often.
+
+    Iterating gives how often each group is drawn, `(rows, G)` int64, some resamples at a time. A group is a user, or
+    a random block of users where there are more than 20,000.
+
+    Args:
+        users: `(M,)` int64, whose example it is.
+        resamples: how many.
+        seed: of the draws.
+
+    Attributes:
+        group: `(M,)` int64, the group of each example, from 0 to `groups - 1`.
+        groups: `G`.
+    """
+
+    def __init__(self, users: Tensor, resamples: int, seed: int):
+        self._resamples = resamples
+        generator = torch.Generator().manual_seed(seed)
+        self.group = users.unique(return_inverse=True)[1]
+        self.groups = int(self.group.max()) + 1
+        if self.groups > _MOST_BLOCKS:
+            self.group = torch.randperm(self.groups, generator=generator)[self.group] % _MOST_BLOCKS
+            self.groups = _MOST_BLOCKS
+        self._state = generator.get_state()
+
+    def totals(self, values: Tensor) -> Tensor:
+        """Return the sums of `values` `(M, C)` over each group, `(G, C)`."""
+        return values.new_zeros(self.groups, values.shape[1]).index_add(0, self.group, values)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = torch.Generator()
+        generator.set_state(self._state)
+        remaining, at_a_time = self._resamples, max(1, _DRAWS_AT_A_TIME // self.groups)
+        while remaining > 0:
+            rows = min(at_a_time, remaining)
+            remaining -= rows
+            drawn = torch.randint(self.groups, (rows, self.groups), generator=generator)
+            drawn += torch.arange(rows).unsqueeze(1) * self.groups
+            yield torch.bincount(drawn.flatten(), minlength=rows * self.groups).reshape(rows, self.groups)

@@ -91,6 +91,22 @@ class Evaluation:
         return {name: estimates.get(name) or Estimate(self.coverage[int(name.removeprefix("coverage@"))])
                 for name in self.names}
 
+    def difference(self, other: "Evaluation", metric: str) -> Estimate:
+        """Estimate the paired difference of a metric, this less `other`; bootstrap interval by user as configured here.
+
+        Both must be evaluations of the same examples. An interval without 0 is a difference beyond chance.
+
+        Raises:
+            InvalidArgument: evaluations of other examples, or a metric that is not a mean over examples.
+        """
+        same = torch.equal(self.users, other.users) and torch.equal(self.ranks.offsets, other.ranks.offsets)
+        if not same or self.config.exclude_seen != other.config.exclude_seen:
+            got = (f"{len(other)} examples against {len(self)}, exclude_seen {other.config.exclude_seen} "
+                   f"against {self.config.exclude_seen}")
+            raise InvalidArgument("other", "an evaluation of the same examples, with the same seen-item filter", got)
+        values = self.per_example(metric) - other.per_example(metric)
+        return self._bootstrap(values.unsqueeze(1))[0]
+
     def _bootstrap(self, columns: Tensor) -> list[Estimate]:
         return bootstrap_by_user(columns, self.users, confidence=self.config.confidence,
                                  resamples=self.config.resamples, seed=self.config.seed)
@@ -104,20 +120,3 @@ class Evaluation:
         known = [name for name in self.names if not name.startswith("coverage@")]
         expected = f"a mean over examples: {', '.join(known)}{suggest(metric, known)}"
         raise InvalidArgument("metric", expected, repr(metric))
-
-
-def compare(a: Evaluation, b: Evaluation, metric: str) -> Estimate:
-    """Estimate the paired difference `a - b` of a metric; bootstrap interval by user as `a` configures it.
-
-    Both must be evaluations of the same examples. An interval without 0 is a difference beyond chance.
-
-    Raises:
-        InvalidArgument: evaluations of other examples, or a metric that is not a mean over examples.
-    """
-    same = torch.equal(a.users, b.users) and torch.equal(a.ranks.offsets, b.ranks.offsets)
-    if not same or a.config.exclude_seen != b.config.exclude_seen:
-        raise InvalidArgument("b", "an evaluation of the same examples, with the same seen-item filter",
-                              f"{len(b)} examples against {len(a)}, exclude_seen {b.config.exclude_seen} "
-                              f"against {a.config.exclude_seen}")
-    difference = a.per_example(metric) - b.per_example(metric)
-    return a._bootstrap(difference.unsqueeze(1))[0]
