@@ -142,6 +142,17 @@ def test_a_stream_is_as_large_as_asked_and_what_its_recipes_read(serrate, tmp_pa
     assert trained.code == 0, trained.err
 
 
+def test_ads_are_as_many_as_asked_and_can_be_prepared(serrate, tmp_path, contents):
+    out = tmp_path / "ads"
+    assert serrate("data", "synthesize", "--kind", "ads", "--events", 4000, "--seed", 5, "--out", out).code == 0
+    assert sorted(contents(out)) == ["events.parquet", "items.parquet", "users.parquet"]
+    assert pq.read_metadata(out / "events.parquet").num_rows == 4000
+    assert serrate("data", "prepare", out / "events.parquet", "--out", tmp_path / "prepared", "--time", "time",
+                   "--set", "columns.features=[action, slot, probability]").code == 0
+    few = serrate("data", "synthesize", "--kind", "ads", "--events", 11, "--out", tmp_path / "few")
+    assert (few.code, few.err.strip()) == (2, "serrate: error: --events: expected at least 12, three requests of 4 ads, got 11")
+
+
 # --- a run's life ---
 
 

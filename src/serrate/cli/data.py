@@ -16,6 +16,7 @@ from ..data import (
     prepare,
     split,
     synthesize,
+    synthesize_ads,
     synthesize_stream,
 )
 from ..errors import InvalidArgument, InvalidData
@@ -34,6 +35,7 @@ Item = Annotated[str | None, typer.Option(metavar="COLUMN", help="what")]
 Time = Annotated[str | None, typer.Option(metavar="COLUMN", help="when; a user's events are put in this order")]
 Position = Annotated[str | None, typer.Option(metavar="COLUMN", help="the order, where the log has no times")]
 _RECORD = 128  # events of a record of a stream, as the paper of HSTU has them
+_SHOWN = 4  # ads of a request
 
 Changes = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="any other key under `data` of `serrate config show default`")]
@@ -96,30 +98,38 @@ def synthesize_log(
     folder: Folder,
     events: Annotated[int, typer.Option(metavar="NUMBER", help="how many events")] = 1_000_000,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="the same seed gives the same log")] = 0,
-    kind: Annotated[Literal["histories", "stream"], typer.Option(
-        help="long-tailed histories, or a stream of records of 128 events whose catalogue grows")] = "histories",
+    kind: Annotated[Literal["histories", "stream", "ads"], typer.Option(
+        help="long-tailed histories, a stream of records of 128 events whose catalogue grows, or ads that are shown, "
+             "clicked and bought")] = "histories",
 ) -> None:
     """Make a log that has something to learn, of any size.
 
     Histories follow a sequential signal and have long-tailed lengths; what comes next in a record of a stream repeats
-    what came before, and items that nobody has seen keep coming. Writes events.parquet (user, item, time) and
-    items.parquet (id, title).
+    what came before, and items that nobody has seen keep coming; whether an ad is clicked follows a law of the user,
+    the ad and the history, whose probabilities are in the log. Writes events.parquet (user, item, time) and
+    items.parquet (id, title); of ads, with action, slot and probability, more about items, and users.parquet.
 
     \b
     Examples:
       serrate data synthesize --out synthetic
       serrate data synthesize --out large --events 100000000 --seed 1
       serrate data synthesize --out stream --kind stream --events 6400000
+      serrate data synthesize --out ads --kind ads --events 10000000
     """
     if kind == "stream" and events < _RECORD:
         raise InvalidArgument("--events", f"at least {_RECORD}, a record of the stream", events)
+    if kind == "ads" and events < 3 * _SHOWN:
+        raise InvalidArgument("--events", f"at least {3 * _SHOWN}, three requests of {_SHOWN} ads", events)
     with write_folder_aside(folder) as partial:
         log, titles = partial / "events.parquet", partial / "items.parquet"
         if kind == "stream":
             synthesize_stream(log, events // _RECORD, length=_RECORD, seed=seed, titles=titles)
+        elif kind == "ads":
+            synthesize_ads(partial, events // _SHOWN, shown=_SHOWN, seed=seed)
         else:
             synthesize(log, events, seed=seed, titles=titles)
-    say(f"wrote {folder / 'events.parquet'} and the titles beside it", err)
+    beside = "tables of items and users" if kind == "ads" else "titles"
+    say(f"wrote {folder / 'events.parquet'} and the {beside} beside it", err)
 
 
 def _describe(histories: Histories) -> None:

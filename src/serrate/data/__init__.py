@@ -1,5 +1,6 @@
 """From an event log to batches: sources, preparation, histories, splits, token budgets."""
 
+from .ads import synthesize_ads
 from .batching import TokenBatches, chunks, history_batch, seen_items, shard, training_batch
 from .config import ColumnMapping, DataConfig, ItemTable, NegativesConfig, SamplesConfig, SplitConfig
 from .encoding import CategoricalColumn, DenseColumn, Encoder, MultiColumn
@@ -22,5 +23,5 @@ __all__ = [
     "SampleSplit", "Sampler", "Samples", "SamplesConfig", "Selection", "SideTable", "Split", "SplitConfig",
     "StochasticLength", "TokenBatches", "Vocabulary", "chunks", "history_batch", "inspect", "is_prepared",
     "make_samples", "prepare", "samples_batch", "seen_items", "select", "shard", "split", "synthesize",
-    "synthesize_stream", "training_batch",
+    "synthesize_ads", "synthesize_stream", "training_batch",
 ]

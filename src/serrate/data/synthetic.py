@@ -22,7 +22,7 @@ _TYPES = 16
 _PREFERRED = 5  # items of a cluster that a type takes
 _NOISE, _JUMP = 0.2, 0.1
 _SPREAD = 1.1  # of the logarithm of the lengths
-_SHORTEST = 3  # one event each for training, validation and test
+SHORTEST = 3  # of a user: one event each for training, validation and test
 _BLOCK = 1 << 20  # events made at once, and rows of a row group
 _MOST_BUCKETS = 256
 _START, _SPAN = 1_600_000_000, 2 * 365 * 86_400  # seconds: two years from September 2020
@@ -49,7 +49,7 @@ def synthesize(path: Path | str, events: int, users: int | None = None, *, clust
     """
     path = Path(path)
     users = max(events // 50, 1) if users is None else users
-    least_of = {"users": (users, 1), "events": (events, _SHORTEST * users), "clusters": (clusters, 2),
+    least_of = {"users": (users, 1), "events": (events, SHORTEST * users), "clusters": (clusters, 2),
                 "items_per_cluster": (items_per_cluster, _PREFERRED), "seed": (seed, 0)}
     for name, (value, least) in least_of.items():
         if value < least:
@@ -58,7 +58,7 @@ def synthesize(path: Path | str, events: int, users: int | None = None, *, clust
     with (write_aside(path) as partial,
           tempfile.TemporaryDirectory(prefix=".synthesize-", dir=path.parent) as folder):
         buckets = [Path(folder) / f"{number}" for number in range(min(-(-events // _BLOCK), _MOST_BUCKETS))]
-        _scatter(world, _lengths(events, users, seed), seed, buckets)
+        _scatter(world, lognormal_lengths(events, users, seed), seed, buckets)
         _gather(buckets, partial)
     if titles is not None:
         with write_aside(Path(titles)) as partial:
@@ -85,19 +85,19 @@ class _World:
         return pa.table({"id": np.arange(1, len(names) + 1), "title": names})
 
 
-def _lengths(events: int, users: int, seed: int) -> np.ndarray:
-    """Log-normal lengths `(users,)`, at least 3 each, that sum to `events`."""
+def lognormal_lengths(events: int, users: int, seed: int) -> np.ndarray:
+    """Return log-normal lengths `(users,)` int64, at least 3 each, that sum to `events`."""
     raw = np.random.default_rng([seed, 1]).lognormal(0.0, _SPREAD, users)
-    spare = events - _SHORTEST * users
+    spare = events - SHORTEST * users
     ends = np.rint(np.cumsum(raw) * (spare / raw.sum())).astype(np.int64)  # rounded sums keep the total
     ends[-1] = spare
-    return _SHORTEST + np.diff(ends, prepend=0)
+    return SHORTEST + np.diff(ends, prepend=0)
 
 
 def _scatter(world: _World, lengths: np.ndarray, seed: int, buckets: list[Path]) -> None:
     """Make the events of one block of users after the other; append each to the file of its time."""
     ids = np.random.default_rng([seed, 2]).permutation(len(lengths)) + 1
-    for number, (first, last) in enumerate(_blocks(lengths)):
+    for number, (first, last) in enumerate(user_blocks(lengths, _BLOCK)):
         events = _make(world, ids[first:last], lengths[first:last], np.random.default_rng([seed, 3, number]))
         bucket = (events["time"] - _START) * len(buckets) // (_SPAN + 1)
         events = events[np.argsort(bucket, kind="stable")]
@@ -119,13 +119,13 @@ def _gather(buckets: list[Path], path: Path) -> None:
             bucket.unlink()
 
 
-def _blocks(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Cut the users into blocks of about `_BLOCK` events."""
+def user_blocks(lengths: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Cut users, of `lengths` `(users,)` events, into blocks of about `most` events; yield the first and the end."""
     ends = np.cumsum(lengths)
     first = 0
     while first < len(lengths):
         before = ends[first - 1] if first else 0
-        last = max(int(np.searchsorted(ends, before + _BLOCK, side="right")), first + 1)
+        last = max(int(np.searchsorted(ends, before + most, side="right")), first + 1)
         yield first, last
         first = last
 
@@ -147,12 +147,16 @@ def _make(world: _World, ids: np.ndarray, lengths: np.ndarray, rng: np.random.Ge
             + world.preferred[taste, cluster, rng.integers(_PREFERRED, size=total)])
     item[noise] = world.popular[np.searchsorted(world.popularity, rng.random(int(noise.sum())))]
     made = np.empty(total, dtype=_EVENT)
-    made["time"], made["user"], made["item"] = _times(rows, starts, lengths, rng), ids[rows], item + 1
+    made["time"], made["user"], made["item"] = increasing_times(lengths, rng), ids[rows], item + 1
     return made
 
 
-def _times(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Increasing times: each user is active in an interval of their own, at random moments in it."""
+def increasing_times(lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the times of users end to end, int64 in seconds: each is active in an interval of their own, at random.
+
+    `lengths` `(users,)` are at least 1 each. A user's times never fall; two may be equal.
+    """
+    starts, rows = np.cumsum(lengths) - lengths, np.repeat(np.arange(len(lengths)), lengths)
     begin = rng.random(len(lengths))
     width = (1 - begin) * rng.random(len(lengths))
     waited = np.cumsum(rng.standard_exponential(len(rows)))
