@@ -1,0 +1,28 @@
+"""The Triton kernel on the CPU: the suite under Triton's interpreter, in a process of its own.
+
+The interpreter is chosen when Triton is imported. Events are moved as integers, so every dtype is right there.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from serrate.ops.concat.cases import CASES
+
+SUITE = Path(__file__).with_name("test_concat.py")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton has no package for this system")
+def test_the_kernel_passes_the_suite():
+    left_out = ("cuda", "lists_are", "float64", "bfloat16", "complex64")  # dtypes of sizes that others have too
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider",
+               str(SUITE), "-k", " and not ".join(["triton", *left_out])]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = done.stdout.splitlines()[-1]
+    assert "skipped" not in told, told  # the interpreter did serve
+    assert int(told.split(" passed")[0].split()[-1]) > 12 * len(CASES), told
