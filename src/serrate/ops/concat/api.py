@@ -141,7 +141,7 @@ def to_padded(
     _check_offsets("offsets", offsets, x)
     if length < 0:
         raise InvalidArgument("length", "at least 0", length)
-    return _chosen("to_padded", x, implementation)(x, offsets, length, fill, _left(side))
+    return _chosen("to_padded", x, implementation, 1)(x, offsets, length, fill, _left(side))
 
 
 def from_padded(
@@ -179,10 +179,10 @@ def from_padded(
         num_events = int(offsets[-1])
     if num_events is None:
         raise InvalidArgument("num_events", "a number, as offsets cannot be read here without waiting", None)
-    return _chosen("from_padded", padded, implementation)(padded, offsets, num_events, _left(side))
+    return _chosen("from_padded", padded, implementation, 1)(padded, offsets, num_events, _left(side))
 
 
-def _chosen(operation: str, x: Tensor, implementation: str | None, parts: int = 1) -> Callable[..., Any]:
+def _chosen(operation: str, x: Tensor, implementation: str | None, parts: int) -> Callable[..., Any]:
     call = Call(x.device, x.dtype, parts)
     return select.choose(operation, call, implementation).implementation.compute
 
