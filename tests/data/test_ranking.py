@@ -119,6 +119,26 @@ def test_every_sample_reads_what_a_loop_reads(histories_of, users, most, seed):
                             for at, (time, _) in enumerate(user) if time < 4]
 
 
+def test_statistics_are_those_of_the_samples_given(prepared, tmp_path):
+    log = [("ann", 3, 1, 2.0), ("ann", 1, 2, 4.0), ("bob", 1, 3, 6.0), ("bob", 3, 4, 9.0), ("bob", 2, 5, 99.0)]
+    histories = prepared(log, ("user", "item", "time", "seconds"), columns={"time": "time", "features": ("seconds",)})
+    (tmp_path / "items.csv").write_text("id,price,year\n3,10,\n1,20,\n2,999,2000\n")
+    (tmp_path / "users.csv").write_text("id,age\nann,30\n")
+    data = RankingData.read(histories, FeaturesConfig.parse({
+        "events": [{"kind": "dense", "name": "seconds"}], "shown": ["seconds"],
+        "items": {"path": str(tmp_path / "items.csv"), "key": "id", "columns": [
+            {"kind": "dense", "name": "price"}, {"kind": "dense", "name": "year"}]},
+        "users": {"path": str(tmp_path / "users.csv"), "key": "id", "columns": [{"kind": "dense", "name": "age"}]}}))
+    config = SamplesConfig(labels={"y": "1"}, min_history=0, validation_from=4, test_from=5)
+    train = make_samples(histories, config).train
+    # three samples: ann takes 3 and 1, bob takes 1; the test knows of a price of 999 and 99 seconds
+    assert data.dense_statistics(train) == {
+        "price": (pytest.approx(50 / 3), pytest.approx(np.std([10, 20, 20]))), "year": (0, 1),
+        "seconds": (4, pytest.approx(np.std([2, 4, 6]))), "age": (30, 1)}
+    logged = data.dense_statistics(train, {"seconds"})["seconds"]
+    assert logged == pytest.approx((np.log1p([2, 4, 6]).mean(), np.log1p([2, 4, 6]).std()))
+
+
 def test_movielens_100k_whole(real_logs):
     columns = ColumnMapping(user="user_id", item="item_id", time="timestamp", features=("rating",))
     histories = prepare(real_logs / "ml-100k/events.parquet", DataConfig(columns=columns))

@@ -88,9 +88,9 @@ def test_negatives_stand_beside_their_positive(histories_of):
 
 def test_popularity_counts_training_events_alone(histories_of):
     # item 1 is popular in the test, which nobody drawing for the training may know
-    rows = [[3, 4, 1, 1, 1, 1, 1, 1]] * 20 + [[5, 5, 6, 7]] * 30
+    rows = [[3, 4, 1, 1, 1, 1, 1, 1]] * 20 + [[5, 5, 6, 7, 7, 7, 7, 7]] * 30
     config = {"negatives": NegativesConfig(by="popularity", count=20), "validation_from": 0.25, "test_from": 0.5}
-    parts = make_samples(histories_of(rows), SamplesConfig(min_history=0, **config))
+    parts = make_samples(histories_of(rows), SamplesConfig(min_history=1, **config))  # the first event counts as well
     of_others = parts.train.items[(parts.train.users >= 20) & (parts.train.labels["positive"] == 0)]
     counts = np.bincount(of_others, minlength=8)  # free: 0 … 4; 20 training events each of 3 and 4, none of the others
     assert counts / counts.sum() == pytest.approx(np.array([1, 1, 1, 21, 21, 0, 0, 0]) / 45, abs=0.05)
@@ -145,6 +145,20 @@ def test_clicks_of_movielens_100k(real_logs):
     assert (last[parts.test.owner] < times[parts.test.places]).all()
     ratings = histories.fields["rating"].numpy()[parts.test.places]
     assert np.array_equal(parts.test.labels["like"], (ratings >= 4).astype(np.float32))
+
+
+def test_negatives_of_beauty(real_logs):
+    columns = ColumnMapping(user="user_id", item="item_id", position="position")
+    histories = prepare(real_logs / "amazon-beauty/events.parquet", DataConfig(columns=columns))
+    parts = make_samples(histories, SamplesConfig(negatives=NegativesConfig()))
+    own = set(zip(np.repeat(np.arange(histories.num_users), histories.lengths.numpy()).tolist(),
+                  histories.fields["item"].tolist(), strict=True))
+    for name in PARTS:
+        samples = getattr(parts, name)
+        pairs = list(zip(samples.users.tolist(), samples.items.tolist(), strict=True))
+        assert [pair in own for pair in pairs] == [label == 1 for label in samples.labels["positive"].tolist()]
+        assert samples.base_rate("positive") == 0.5
+    assert sum(len(getattr(parts, name)) for name in PARTS) == 2 * (198_215 - 22_332)
 
 
 def test_clicks_of_movielens_1m(real_logs):

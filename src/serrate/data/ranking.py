@@ -1,6 +1,6 @@
 """From samples to batches for a ranking model: histories gathered once a state, candidates by their state."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -50,6 +50,25 @@ class RankingData:
         for name, most in max_lengths.items():
             total = total + self._selection(name).before(rows, ends)[1].clamp(0, most).numpy()
         return total
+
+    def dense_statistics(self, samples: Samples, logged: Collection[str] = ()) -> dict[str, tuple[float, float]]:
+        """Return name of a dense column → mean and standard deviation over the samples, from training samples alone.
+
+        Columns of items count by candidates, those of users and of events that are shown by samples; what is missing
+        does not count. Those named in `logged` are measured as `sign(x) · ln(1 + |x|)`. A column that is constant or
+        always missing has a deviation of 1.
+        """
+        config, features, found = self.features.config, self.features, {}
+        shown = features.event_fields(self.histories.fields, torch.from_numpy(samples.places), config.shown)
+        of_samples = {**features.items.of(torch.from_numpy(samples.items) + 1),
+                      **features.users.of(torch.from_numpy(samples.users) + 1), **shown}
+        for name, values in of_samples.items():
+            if isinstance(values, Tensor) and features.encoders[name].size is None:
+                known = values[values.isfinite()].double()
+                known = known.sign() * known.abs().log1p() if name in logged else known
+                deviation = float(known.std(correction=0)) if len(known) else 0.0
+                found[name] = (float(known.mean()) if len(known) else 0.0, deviation or 1.0)
+        return found
 
     def _selection(self, name: str) -> Selection:
         if name not in self.selections:

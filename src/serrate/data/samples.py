@@ -102,16 +102,15 @@ def make_samples(histories: Histories, config: SamplesConfig) -> SampleSplit:
     rows = np.repeat(np.arange(histories.num_users), lengths)
     places = np.arange(histories.num_events)
     moments = _moments(histories, rows)
-    part = _parts(histories, config, rows)
+    part, items = _parts(histories, config, rows), histories.fields["item"].numpy()
+    counts = np.bincount(items[part == 0], minlength=histories.num_items)
     chosen = moments - offsets[rows] >= config.min_history
     rows, places, moments, part = rows[chosen], places[chosen], moments[chosen], part[chosen]
-    items = histories.fields["item"].numpy()
     if config.negatives is None:
         shown = items[places].astype(np.int64)[:, None]
         labels = {name: values[places][:, None]
                   for name, values in event_values(histories, dict(config.labels)).items()}
     else:
-        counts = np.bincount(items[places[part == 0]], minlength=histories.num_items)
         others = draw_negatives(histories, rows, config.negatives, counts)
         shown = np.concatenate([items[places].astype(np.int64)[:, None], others], axis=1)
         truth = np.broadcast_to((np.arange(shown.shape[1]) == 0).astype(np.float32), shown.shape)
