@@ -89,7 +89,7 @@ def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tenso
     """Fill the gradients of q, k and v by the kernels that the plan has chosen; return those of the tables."""
     from . import backward, few, short
     from .plan import describable
-    from .weigh import Tables, bounds
+    from .relative import Tables, bounds
 
     arguments = (grads, inputs, problem)
     if plan.tiling.short:

@@ -16,6 +16,18 @@ from torch import Tensor
 
 from .plan import Plan, block_width, describable, descriptor
 from .problem import Problem
+from .relative import (
+    add_to_tables,
+    biased,
+    fill,
+    key_side,
+    keys_of_tile,
+    of_bias,
+    open_block,
+    queries_of_tile,
+    query_side,
+    room_for_sums,
+)
 from .tile import (
     base_2,
     find_tile,
@@ -35,20 +47,7 @@ from .tile import (
     strides,
     visible,
 )
-from .weigh import (
-    activated,
-    add_to_tables,
-    biased,
-    key_side,
-    keys_of_tile,
-    kind,
-    of_bias,
-    queries_of_tile,
-    query_side,
-    share,
-    share_of,
-    slope_of,
-)
+from .weigh import activated, kind, share, share_of, slope_of
 
 _TERM = torch.float32 if triton.knobs.runtime.interpret else torch.bfloat16  # which the interpreter cannot multiply
 _TERMS = 16  # columns of `_folded`: the least that a product on the matrix units sums over
@@ -119,7 +118,7 @@ def _folded(lse, delta, factor, dtype: tl.constexpr, BM: tl.constexpr):
 
 @triton.jit
 def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin, strides, length, factors, dropped,
-                 events, bias, side, inside, sums, WIDTHS: tl.constexpr, BN: tl.constexpr, INSIDE: tl.constexpr,
+                 events, bias, side, tables, WIDTHS: tl.constexpr, BN: tl.constexpr, INSIDE: tl.constexpr,
                  KIND: tl.constexpr, HOW: tl.constexpr):
     """Add what one block of keys gives to the gradient of a tile's queries, and to those of the tables."""
     D: tl.constexpr = WIDTHS[0]
@@ -127,35 +126,39 @@ def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin
     BD: tl.constexpr = WIDTHS[2]
     BDV: tl.constexpr = WIDTHS[3]
     PRECISION: tl.constexpr = HOW[0]
+    BM: tl.constexpr = q.shape[0]
+    FAST: tl.constexpr = KIND[8] and q.dtype != tl.float32
+    lowest = side[5] - n - (BN - 1)
+    keys = n + tl.arange(0, BN)
+    if KIND[7]:
+        place, happened = key_side(bias, keys, row, begin, length, side[2])
+        room, happened = open_block(bias, side[3], side[4], lowest, happened, BM, BN, KIND)
     k = load_rows(k_source, begin + n, h, strides[4], strides[5], begin + length, D, BD, BN, INSIDE, HOW[1])
     v = load_rows(v_source, begin + n, h, strides[7], strides[8], begin + length, DV, BDV, BN, INSIDE, HOW[1])
     ready, factor = scaled(q, factors[0])
     s = product(ready, k, PRECISION)
     dp = product(do, v, PRECISION)
-    keys = n + tl.arange(0, BN)
-    place = keys
-    happened = keys
+    within = tl.arange(0, BM)[:, None] - tl.arange(0, BN)[None, :] + (BN - 1)
+    distance = within
+    bucket = within
     if KIND[7]:
-        place, happened = key_side(bias, keys, row, begin, length, side[2])
-        s = biased(s * factor, bias, side[3], side[0][:, None] - place[None, :],
-                   side[1][:, None] - happened[None, :], KIND[5])
+        distance = side[0][:, None] - place[None, :]
+        apart = side[1][:, None] - happened[None, :]
+        s, bucket = biased(s * factor, bias, side[3], room, within, distance, apart, KIND)
         factor = 1.0
     if KIND[5]:
-        _, p = activated(s * factor, KIND[5])
+        _, p = activated(s * factor, KIND[5], FAST)
     else:
         p = tl.exp2(s * factor - lse[:, None])
-    seen = inside[:, None]
     if not INSIDE:
-        shown = visible(at[:, None], keys[None, :], row, KIND[0])
-        p = tl.where(shown, p, 0.0)
-        seen &= shown
+        p = tl.where(visible(at[:, None], keys[None, :], row, KIND[0]), p, 0.0)
     if dropped[0] is not None:
         bits = key_bits(dropped[0], begin + keys)
         dp = tl.where(mixed(events[:, None] ^ bits[None, :]) >= dropped[1], dp * dropped[2], 0.0)
     ds = p * dp if KIND[5] else p * (dp - delta[:, None])
     if HOW[4]:
-        add_to_tables(ds, sums, bias, side, place, happened, seen, share(factors[1], row[4], KIND[6]), KIND[3],
-                      q.dtype == tl.float32)
+        add_to_tables(ds, tables, bias, side, lowest, within, bucket, distance, share(factors[1], row[4], KIND[6]),
+                      q.dtype == tl.float32, KIND)
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
@@ -176,8 +179,9 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, s
     mask = sizes_of_row(limits, counts, row, length, KIND[3])
     step = tl.arange(0, BM)
     inside = first + step < m_row
-    at = first + step + length - m_row
-    blocks = key_blocks(first + length - m_row, tl.minimum(first + BM, m_row) - 1 + length - m_row, mask, BN, MASK)
+    stand = first + length - m_row
+    at = stand + step
+    blocks = key_blocks(stand, tl.minimum(first + BM, m_row) - 1 + length - m_row, mask, BN, MASK)
     start = begin + first
     limit = begin + m_row
     q = load_queries(q_source, row, begin, first, h, strides, m_row, D, BD, BM, False, False, KIND[2])
@@ -192,15 +196,16 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, s
     events = step
     if dropped[0] is not None:
         events = query_bits(dropped[0], h, start + step)
-    side = queries_of_tile(bias, at, mask, start + step, inside, other, length, h, KIND[7])
+    side = queries_of_tile(bias, stand, mask, start + step, inside, other, length, h, KIND)
+    tables = (tables, room_for_sums(h, HOW[4], KIND))
     g = h // KIND[4]
     for i in range(blocks[0], blocks[1]):
         dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, i * BN, g, other, strides, length,
-                          factors, dropped, events, bias, side, inside, tables, (D, DV, BD, BDV), BN, True, KIND, HOW)
+                          factors, dropped, events, bias, side, tables, (D, DV, BD, BDV), BN, True, KIND, HOW)
     for i in range(0, blocks[2]):
         n = other_block(i, blocks, MASK) * BN
         dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, n, g, other, strides, length,
-                          factors, dropped, events, bias, side, inside, tables, (D, DV, BD, BDV), BN, False, KIND, HOW)
+                          factors, dropped, events, bias, side, tables, (D, DV, BD, BDV), BN, False, KIND, HOW)
     store_rows(dq_target, dq * slope_of(factors, mask[4], KIND), start, h, H, limit, D, BD, BM)
 
 
@@ -239,9 +244,14 @@ def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin
     BD: tl.constexpr = WIDTHS[2]
     BDV: tl.constexpr = WIDTHS[3]
     PRECISION: tl.constexpr = HOW[0]
+    BN: tl.constexpr = k.shape[0]
+    FAST: tl.constexpr = KIND[8] and k.dtype != tl.float32
     m_row, shift = ends
     limit = begin + m_row
     step = m + tl.arange(0, BM)
+    if KIND[7]:
+        stand, asked = query_side(bias, step + shift, row, begin + step, step < m_row, side[2])
+        room, asked = open_block(bias, h, side[4], m + shift - side[5] - (BN - 1), asked, BM, BN, KIND)
     if KIND[2]:
         q = load_rows(source[0], m, h, strides[1], strides[2], m_row, D, BD, BM, INSIDE, False)
     else:
@@ -254,12 +264,13 @@ def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin
     else:
         x = product(k, ready, PRECISION) * factor
         if KIND[7]:
-            stand, asked = query_side(bias, step + shift, row, begin + step, step < m_row, side[2])
-            x = biased(x, bias, h, stand[None, :] - side[0][:, None], asked[None, :] - side[1][:, None], KIND[5])
+            within = tl.arange(0, BM)[None, :] - tl.arange(0, BN)[:, None] + (BN - 1)
+            x, _ = biased(x, bias, h, room, within, stand[None, :] - side[0][:, None],
+                          asked[None, :] - side[1][:, None], KIND)
         if not KIND[5]:
             x -= tl.load(lse_source + step, mask=step < m_row, other=float("inf"))[None, :]
     if KIND[5]:
-        p, slope = activated(x, KIND[5])
+        p, slope = activated(x, KIND[5], FAST)
         if MASKED:
             shown = visible((step + shift)[None, :], keys[:, None], row, KIND[0])
             p = tl.where(shown, p, 0.0)
@@ -294,6 +305,8 @@ def _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, row, span, h,
     b0, b1, u0, u1, first = span
     of_row = tl.cast(h, tl.int64) * T + begin
     lse += of_row
+    if KIND[7]:
+        fill(bias, h, side[4], KIND)
     if not HOW[3] and not KIND[5]:
         blocks = (blocks[0], blocks[1], blocks[2] + of_row)
         whole = (whole[0], whole[1], whole[2] + of_row)
@@ -348,7 +361,7 @@ def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target
     events = keys
     if dropped[0] is not None:
         events = key_bits(dropped[0], begin + keys)
-    side = keys_of_tile(bias, keys, mask, begin, length, KIND[7])
+    side = keys_of_tile(bias, keys, mask, begin, length, g * GROUP, first, KIND)
     take = (keys, keys)
     if HOW[3]:  # which of the terms are for scores, and which for gradients
         column = tl.arange(0, 16)[None, :] + tl.zeros([BN, 1], tl.int32)

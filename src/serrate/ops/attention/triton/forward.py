@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .plan import Plan, block_width, describable, descriptor
 from .problem import Problem
+from .relative import biased, key_side, of_bias, open_block, queries_of_tile
 from .tile import (
     find_tile,
     key_bits,
@@ -27,7 +28,7 @@ from .tile import (
     strides,
     visible,
 )
-from .weigh import activated, biased, key_side, kind, of_bias, queries_of_tile, share, share_of
+from .weigh import activated, kind, share, share_of
 
 
 def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequence[Tensor]) -> None:
@@ -58,19 +59,25 @@ def _block(q, m, total, acc, k_source, v_source, at, row, n, h, begin, strides, 
     h: head of the keys; side: of the queries, see `weigh.queries_of_tile`.
     """
     PRECISION: tl.constexpr = HOW[0]
+    BM: tl.constexpr = q.shape[0]
+    FAST: tl.constexpr = KIND[8] and q.dtype != tl.float32
+    keys = n + tl.arange(0, BN)
+    if KIND[7]:
+        place, happened = key_side(bias, keys, row, begin, length, side[2])
+        room, happened = open_block(bias, side[3], side[4], side[5] - n - (BN - 1), happened, BM, BN, KIND)
     k = load_rows(k_source, begin + n, h, strides[4], strides[5], begin + length, D, BD, BN, INSIDE, HOW[1])
     v = load_rows(v_source, begin + n, h, strides[7], strides[8], begin + length, DV, BDV, BN, INSIDE, HOW[1])
     q, scale = scaled(q, scale)
     s = product(q, k, PRECISION)
-    keys = n + tl.arange(0, BN)
     if KIND[5] or KIND[7]:
         s = s * scale
         scale = 1.0
     if KIND[7]:
-        place, happened = key_side(bias, keys, row, begin, length, side[2])
-        s = biased(s, bias, side[3], side[0][:, None] - place[None, :], side[1][:, None] - happened[None, :], KIND[5])
+        within = tl.arange(0, BM)[:, None] - tl.arange(0, BN)[None, :] + (BN - 1)
+        s, _ = biased(s, bias, side[3], room, within, side[0][:, None] - place[None, :],
+                      side[1][:, None] - happened[None, :], KIND)
     if KIND[5]:
-        p, _ = activated(s, KIND[5])
+        p, _ = activated(s, KIND[5], FAST)
         if not INSIDE:
             p = tl.where(visible(at[:, None], keys[None, :], row, KIND[0]), p, 0.0)
     else:
@@ -100,8 +107,9 @@ def _forward(q_source, k_source, v_source, out, lse, plan, count, T, factors, H,
         return
     mask = sizes_of_row(limits, counts, row, length, KIND[3])
     step = tl.arange(0, BM)
-    at = first + step + length - m_row  # positions of the queries among the keys
-    blocks = key_blocks(first + length - m_row, tl.minimum(first + BM, m_row) - 1 + length - m_row, mask, BN, MASK)
+    start = first + length - m_row  # position of the first query among the keys
+    at = start + step
+    blocks = key_blocks(start, tl.minimum(first + BM, m_row) - 1 + length - m_row, mask, BN, MASK)
     q = load_queries(q_source, row, begin, first, h, strides, m_row, D, BD, BM, False, False, KIND[2])
     m = tl.full([BM], -1e30, tl.float32)
     total = tl.zeros([BM], tl.float32)
@@ -109,8 +117,7 @@ def _forward(q_source, k_source, v_source, out, lse, plan, count, T, factors, H,
     events = step
     if dropped[0] is not None:
         events = query_bits(dropped[0], h, begin + first + step)
-    side = queries_of_tile(bias, at, mask, begin + first + step, first + step < m_row, other, length, h,
-                           KIND[7])
+    side = queries_of_tile(bias, start, mask, begin + first + step, first + step < m_row, other, length, h, KIND)
     g = h // KIND[4]
     for i in range(blocks[0], blocks[1]):
         m, total, acc = _block(q, m, total, acc, k_source, v_source, at, mask, i * BN, g, other, strides, length,

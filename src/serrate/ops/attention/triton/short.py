@@ -50,7 +50,7 @@ def _numbers(inputs: Sequence[Tensor], problem: Problem, sizes: Sizes) -> tuple:
     events, heads, width = q.shape
     return (events, (problem.factor, share_of(problem)), heads, strides(q, k, v), width, v.shape[2],
             block_width(width), block_width(v.shape[2]), sizes.tile, sizes.block, problem.kind == CAUSAL,
-            problem.activation, problem.normaliser == 0)
+            problem.activation, problem.normaliser == 0, not triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def _find_tile(plan, T, H, BM: tl.constexpr):
 @triton.jit
 def _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, scale, D: tl.constexpr,
            DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
-           ACT: tl.constexpr):
+           ACT: tl.constexpr, FAST: tl.constexpr):
     """Let the queries of a tile see one block of keys: the running maximum, sum and weighted values."""
     low = tl.maximum(low, n)  # the last block of all is moved back to lie inside; what it repeats is not seen
     n = tl.minimum(n, T - BN)
@@ -76,7 +76,7 @@ def _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, en
     cols = n + tl.arange(0, BN)
     seen = (cols[None, :] < high[:, None]) & (cols[None, :] >= low[:, None])
     if ACT:
-        p, _ = activated(s * scale, ACT)
+        p, _ = activated(s * scale, ACT, FAST)
         if MASKED:
             p = tl.where(seen, p, 0.0)
     else:
@@ -103,7 +103,7 @@ def _share(factors, low, high, LENGTH: tl.constexpr):
 @triton.jit(do_not_specialize=["T"])
 def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H, strides, D: tl.constexpr, DV: tl.constexpr,
              BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr,
-             ACT: tl.constexpr, LENGTH: tl.constexpr):
+             ACT: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
     """Attend from BM packed events to the one range of events that their rows span."""
     first, h, begin, end = _find_tile(plan, T, H, BM)
     rows = first + tl.arange(0, BM)
@@ -123,10 +123,10 @@ def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H, stride
     acc = tl.zeros([BM, BDV], tl.float32)
     for n in range(begin, unmasked, BN):
         m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, factors[0], D,
-                               DV, BD, BDV, BN, False, ACT)
+                               DV, BD, BDV, BN, False, ACT, FAST)
     for n in range(unmasked, end, BN):
         m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, factors[0], D,
-                               DV, BD, BDV, BN, True, ACT)
+                               DV, BD, BDV, BN, True, ACT, FAST)
     if ACT:
         acc *= part
     else:
@@ -138,7 +138,8 @@ def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H, stride
 @triton.jit(do_not_specialize=["T"])
 def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, plan, dq_target, dk_target, dv_target, T,
               factors, H, strides, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
-              BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, ACT: tl.constexpr, LENGTH: tl.constexpr):
+              BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, ACT: tl.constexpr, LENGTH: tl.constexpr,
+              FAST: tl.constexpr):
     """All gradients of BM packed events in one pass over the one range of events that their rows span."""
     first, h, begin, end = _find_tile(plan, T, H, BM)
     rows = first + tl.arange(0, BM)
@@ -176,7 +177,7 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
         same = (others[None, :] >= tl.maximum(low, n)[:, None]) & (others[None, :] < high[:, None])
         seen = same & (others[None, :] <= rows[:, None]) if CAUSAL else same
         if ACT:
-            _, change = activated(tl.dot(q, k_n.T) * scale, ACT)
+            _, change = activated(tl.dot(q, k_n.T) * scale, ACT, FAST)
             ds = tl.where(seen, change, 0.0) * tl.dot(do, v_n.T)
         else:
             p = tl.exp2(tl.dot(q, k_n.T) * scale - lse[:, None])
@@ -185,7 +186,7 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
         dq = tl.dot(ds.to(k.dtype), k_n, dq)
         seen = same & (others[None, :] >= rows[:, None]) if CAUSAL else same
         if ACT:
-            p, change = activated(tl.dot(k, q_n.T) * scale, ACT)
+            p, change = activated(tl.dot(k, q_n.T) * scale, ACT, FAST)
             p = tl.where(seen, p, 0.0)
             dv = tl.dot(p.to(k.dtype), do_n, dv)
             ds = tl.where(seen, change, 0.0) * tl.dot(v, do_n.T)

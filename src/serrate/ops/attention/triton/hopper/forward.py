@@ -28,7 +28,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..plan import Plan, block_width
 from ..problem import CAUSAL, Problem
-from ..weigh import share_of
+from ..weigh import SIGMOIDS, share_of
 
 _GROUP = 64  # queries of a warp group: what one matrix instruction takes
 
@@ -101,8 +101,7 @@ def barriers(N: gl.constexpr, arrivals: gl.constexpr):
 @gluon.jit
 def silu(x):
     """The weights of scores x, and their derivatives."""
-    y = gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + gl.exp2(x * -1.4426950408889634)],
-                                  dtype=gl.float32, is_pure=True, pack=1)
+    y = gl.inline_asm_elementwise(SIGMOIDS, "=f,=f,f,f", [x], dtype=gl.float32, is_pure=True, pack=2)
     p = x * y
     return p, p * (1.0 - y) + y
 

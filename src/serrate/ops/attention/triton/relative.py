@@ -1,0 +1,411 @@
+"""Relative bias in the kernels, and the gradients of its tables.
+
+A program keeps what its pairs look up in shared memory: of times the table of its head, of positions a window, which
+has the entries for the distances that a block can have. A look-up is then one load, and of positions nothing else. The
+gradients add up there too, in whole numbers, so that their order does not matter, and in columns, so that the lanes of
+a warp seldom meet; after each block they go on to global memory. This is written in assembly, as Triton has no words
+for it: two arrays that it knows nothing of, their addresses, loads, stores and additions.
+
+Under the interpreter, which knows no assembly, pairs look up and add in global memory. So do targets, of positions:
+theirs do not follow from their places; and the gradients of float32, whose sums need more bits.
+"""
+
+# ruff: noqa: N803, N806
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..weights import ACTIVATIONS
+from .problem import LOG2_E, Problem
+from .weigh import share_of
+
+COPIES = 64  # of each sum, so that few programs at a time add to the same one
+_BITS = 21  # of what a pair adds to a table in shared memory, in half precision
+
+
+def of_bias(problem: Problem) -> tuple | None:
+    """Return the tables as kernels take them: each with its largest index and the step from head to head; times.
+
+    (position, reach, step, time, last bucket, step, query_times, key_times); None and 0 where there is none.
+    """
+    if not problem.biased:
+        return None
+
+    def parts(table: Tensor | None, last: int) -> tuple:
+        return (None, 0, 0) if table is None else (table, last, table.shape[1] if table.shape[0] > 1 else 0)
+
+    position, time = problem.position, problem.time
+    return (*parts(position, 0 if position is None else position.shape[1] // 2),
+            *parts(time, 0 if time is None else time.shape[1] - 1), problem.query_times, problem.key_times)
+
+
+# --- where queries and keys stand, and when: see `bias.py` for the meaning and the numbers ---
+
+
+@triton.jit
+def since(times, events, inside, first):
+    """Times of events counted from `first`, int32."""
+    ago = tl.load(times + events, mask=inside, other=0) - first
+    return tl.minimum(tl.maximum(ago, -1073741824), 1073741824).to(tl.int32)
+
+
+@triton.jit
+def query_side(bias, at, row, events, inside, first):
+    """Where queries at positions `at` stand, and when they ask; `events` are their places, `row` `sizes_of_row`'s."""
+    stand = tl.minimum(at, row[4])
+    asked = stand
+    if bias[3] is not None:
+        asked = since(bias[6], events, inside, first)
+    return stand, asked
+
+
+@triton.jit
+def key_side(bias, keys, row, begin, length, first):
+    """Where keys stand, and when they happened; keys counted from the start of their row."""
+    place = tl.minimum(keys, row[4])
+    happened = place
+    if bias[3] is not None:
+        happened = since(bias[7], begin + keys, keys < length, first)
+    return place, happened
+
+
+@triton.jit
+def first_time(bias, begin, length):
+    """The time of the first key of the row that begins at `begin`; 0 without a table of times."""
+    first = tl.cast(begin, tl.int64) * 0
+    if bias[3] is not None:
+        first = tl.load(bias[7] + begin, mask=length > 0, other=0)
+    return first
+
+
+@triton.jit
+def queries_of_tile(bias, start, row, events, inside, begin, length, h, KIND: tl.constexpr):
+    """What a tile of queries needs of the bias: `query_side`, `first_time`, its head, where its tables are, `start`.
+
+    start: the position of the first query; events: their places, of which `inside` are in the row, whose keys begin at
+    `begin`.
+    """
+    at = start + tl.arange(0, events.shape[0])
+    asked = at
+    first = tl.cast(begin, tl.int64)
+    place = h
+    if KIND[7]:
+        first = first_time(bias, begin, length)
+        at, asked = query_side(bias, at, row, events, inside, first)
+        place = fill(bias, h, room(h, KIND), KIND)
+    return at, asked, first, h, place, start
+
+
+@triton.jit
+def keys_of_tile(bias, keys, row, begin, length, h, start, KIND: tl.constexpr):
+    """What a tile of keys needs of the bias: `key_side`, `first_time`, a head, room for its tables, the first key."""
+    place = keys
+    happened = keys
+    first = tl.cast(begin, tl.int64)
+    where = h
+    if KIND[7]:
+        first = first_time(bias, begin, length)
+        place, happened = key_side(bias, keys, row, begin, length, first)
+        where = room(h, KIND)
+    return place, happened, first, h, where, start
+
+
+# --- looking up ---
+
+
+@triton.jit
+def entry(bias, distance):
+    """Which entry of the table of positions is for a distance."""
+    return tl.minimum(tl.maximum(distance, -bias[1]), bias[1]) + bias[1]
+
+
+@triton.jit
+def bucket(difference):
+    """Which bucket a difference in time is in, 0 to 71: its 12 leading bits count, so that no border is missed."""
+    size = tl.maximum(tl.abs(difference.to(tl.float32)), 1.0)  # of int32, -2**31 has no magnitude
+    cut = (size.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+    return (tl.log2(cut) * 2.3028145533553).to(tl.int32)
+
+
+@triton.jit
+def bucket_place(difference, place):
+    """The address `place + 4 · bucket(difference)`, in fewer instructions."""
+    # a float32 rounded down at 1.5 · 2**23 ends in its whole part; 0x2D000000 is 4 · 0x4B400000 in 32 bits
+    return tl.inline_asm_elementwise("""{
+        .reg .f32 x; .reg .b32 t;
+        cvt.rn.f32.s32 x, $1; abs.f32 x, x; max.f32 x, x, 0f3F800000;
+        mov.b32 t, x; and.b32 t, t, 0xFFFFF000; mov.b32 x, t;
+        lg2.approx.ftz.f32 x, x; fma.rm.f32 x, x, 0f40136150, 0f4B400000;
+        mov.b32 t, x; mad.lo.s32 $0, t, 4, $2;
+        }""", "=r,r,r", [difference, place - 0x2D000000], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def of_memory(table, index):
+    """Entries of a table. Not by a load that Triton knows: it would copy them through shared memory one by one."""
+    return tl.inline_asm_elementwise("""{
+        .reg .u64 at;
+        mad.wide.s32 at, $2, 4, $1; ld.global.nc.f32 $0, [at];
+        }""", "=f,l,r", [table.to(tl.int64), index], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def of_shared(place):
+    """The float32 at these addresses of shared memory, which `meet` has given."""
+    return tl.inline_asm_elementwise("ld.shared.f32 $0, [$1];", "=f,r", [place], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def put(place, values):
+    """Store float32 at addresses of shared memory."""
+    tl.inline_asm_elementwise("{ st.shared.f32 [$1], $2; mov.b32 $0, 0; }", "=r,r,f", [place, values], dtype=tl.int32,
+                              is_pure=False, pack=1)
+
+
+@triton.jit
+def meet(place):
+    """Wait for all warps; return `place`, so that what is read from there is read afterwards.
+
+    Not by a barrier that Triton knows: it would not load ahead in a loop that has one.
+    """
+    return tl.inline_asm_elementwise("{ bar.sync 0; mov.b32 $0, $1; }", "=r,r", [place], dtype=tl.int32, is_pure=False,
+                                     pack=1)
+
+
+@triton.jit
+def room(h, KIND: tl.constexpr):
+    """Where in shared memory there is room for a head's times of 128 buckets, a window of 256 distances, 128 times."""
+    place = h
+    if KIND[8]:
+        place = tl.inline_asm_elementwise("{ .shared .align 16 .b8 tables[2048]; mov.u32 $0, tables; }", "=r,r", [h],
+                                          dtype=tl.int32, is_pure=False, pack=1)
+    return place
+
+
+@triton.jit
+def fill(bias, h, place, KIND: tl.constexpr):
+    """Fill the room at `place` with the table of times of head h."""
+    if KIND[8] and bias[3] is not None:
+        n = tl.arange(0, 128)
+        place = meet(place)  # all have looked up what they wanted of another head
+        put(place + 4 * n, counted(tl.load(bias[3] + h * bias[5] + tl.minimum(n, bias[4])), KIND))
+        place = meet(place)
+    return place
+
+
+@triton.jit
+def open_block(bias, h, place, lowest, times, M: tl.constexpr, N: tl.constexpr, KIND: tl.constexpr):
+    """Put into the room at `place` what the pairs of a block look up; return `place` and the block's times from there.
+
+    lowest: the least of the block's distances; times: of the block's events, not of the tile's.
+    """
+    SIZE: tl.constexpr = 128 if M + N <= 128 else 256
+    if KIND[8]:
+        n = tl.arange(0, SIZE)
+        if bias[0] is not None and not KIND[3]:
+            entries = counted(tl.load(bias[0] + h * bias[2] + entry(bias, lowest + n)), KIND)
+        place = meet(place)  # all have looked up what they wanted of the last block
+        if bias[0] is not None and not KIND[3]:
+            put(place + 512 + 4 * n, entries)
+        if bias[3] is not None:
+            t = 4 * tl.arange(0, times.shape[0])
+            put(place + 1536 + t, times.to(tl.float32, bitcast=True))
+        place = meet(place)
+        if bias[3] is not None:
+            times = of_shared(place + 1536 + t).to(tl.int32, bitcast=True)
+    return place, times
+
+
+@triton.jit
+def counted(entries, KIND: tl.constexpr):
+    """Entries of tables as scores count: those of a softmax in base 2."""
+    return entries if KIND[5] else entries * 1.4426950408889634
+
+
+@triton.jit
+def biased(x, bias, h, place, within, distance, difference, KIND: tl.constexpr):
+    """Scores x with the bias of head h, and which bucket each difference is in: its address, if in shared memory.
+
+    place: from `open_block`; within: the pairs' places in the window; distance, difference: of positions and times.
+    """
+    at = difference
+    added = tl.zeros_like(x)
+    if bias[0] is not None:
+        table = bias[0] + h * bias[2]
+        if not KIND[8]:
+            added = counted(tl.load(table + entry(bias, distance)), KIND)
+        elif KIND[3]:
+            added = counted(of_memory(table, entry(bias, distance)), KIND)
+        else:
+            added = of_shared(place + 512 + 4 * within)
+    if bias[3] is not None:
+        if KIND[8]:
+            at = bucket_place(difference, place)
+            added += of_shared(at)
+        else:
+            at = tl.minimum(bucket(difference), bias[4])
+            added += counted(tl.load(bias[3] + h * bias[5] + at), KIND)
+    return x + added, at
+
+
+# --- the gradients of tables ---
+
+
+class Tables:
+    """The sums of the gradients of a problem's tables, int64, in whole numbers of a unit that no sum can overflow.
+
+    Args:
+        problem: whose tables.
+        bounds: see `bounds`.
+        wide: whether a pair may give more than 22 bits, which shared memory has no room for: in float32.
+    """
+
+    def __init__(self, problem: Problem, bounds: tuple[Tensor, Tensor], wide: bool):
+        pair, every = bounds
+        room = 2.0**62 / every
+        unit = room if wide else torch.minimum(room, 2.0**_BITS / pair)
+        self._unit = torch.exp2(unit.log2().floor().clamp(max=100.0))
+        self._sums = []
+        self.sums = (COPIES, self._unit)
+        for table in (problem.position, problem.time):
+            if table is None:
+                self.sums += (None, 0)
+                continue
+            self._sums.append(table.new_zeros((COPIES, *table.shape), dtype=torch.int64))
+            self.sums += (self._sums[-1], table.numel())
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradient of each table, `(H, N)` or `(1, N)` float32."""
+        return [(sums.sum(0).double() / self._unit.double()).float() for sums in self._sums]
+
+
+def bounds(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor],
+           problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return bounds on what a pair adds to a table, and on the sum of that over all pairs: () float32, on the device.
+
+    Weights change 1.13 times as fast as their scores (silu, gelu) or less, of relu_squared twice the score times as
+    fast. A softmax gives a score its weight times the difference of two gradients, and that of the log-sum-exp.
+    """
+    q, k, v = inputs
+    grad, grad_lse = grads
+    pair = 2 / (1 - problem.dropout) * _longest(grad) * _longest(v)
+    if problem.activation == ACTIVATIONS.index("relu_squared"):
+        pair = pair * sum((table.abs().amax() for table in problem.tables),
+                          start=_longest(q) * _longest(k) * problem.scale)
+    if grad_lse is not None:
+        pair = pair + LOG2_E * grad_lse.abs().amax()
+    keys = problem.keys.diff().float()
+    queries = problem.queries.diff() if problem.queries is not None else q.shape[1]
+    if problem.normaliser == 0:
+        history = keys if problem.targets is None else keys - problem.targets
+        keys = keys / history.clamp(min=1)
+    pair = pair * share_of(problem)
+    return pair, pair * q.shape[-2] * (keys * queries).sum()
+
+
+def _longest(x: Tensor) -> Tensor:
+    """Return the length of the longest vector of x `(…, D)`, () float32; at least 1e-18, whose square is no 0 yet."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax().clamp(min=1e-18)
+
+
+@triton.jit
+def room_for_sums(h, OF_TABLES: tl.constexpr, KIND: tl.constexpr):
+    """Where in shared memory there are 256 sums of distances in 4 columns, then 128 of buckets in 32: int32, all 0."""
+    place = h
+    if OF_TABLES and KIND[8]:
+        place = tl.inline_asm_elementwise("{ .shared .align 16 .b8 sums[20480]; mov.u32 $0, sums; }", "=r,r", [h],
+                                          dtype=tl.int32, is_pure=False, pack=1)
+        clear(place + 16 * tl.arange(0, 1024))
+        clear(place + 16384 + 16 * tl.arange(0, 256))
+    return place
+
+
+@triton.jit
+def clear(place):
+    """Set 16 bytes at each of these addresses of shared memory to 0."""
+    tl.inline_asm_elementwise("{ .reg .b32 t; mov.b32 t, 0; st.shared.v4.b32 [$1], {t, t, t, t}; mov.b32 $0, 0; }",
+                              "=r,r", [place], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def increase(place, values):
+    """Add int32 to what stands at addresses of shared memory."""
+    tl.inline_asm_elementwise("{ red.shared.add.u32 [$1], $2; mov.b32 $0, 0; }", "=r,r,r", [place, values],
+                              dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def of_4(place):
+    """The sum of the four int32 at each of these addresses of shared memory, which `meet` has given, int64."""
+    return tl.inline_asm_elementwise("""{
+        .reg .b32 a, b, c, d;
+        ld.shared.v4.b32 {a, b, c, d}, [$1];
+        add.s32 a, a, b; add.s32 c, c, d; add.s32 a, a, c; cvt.s64.s32 $0, a;
+        }""", "=l,r", [place], dtype=tl.int64, is_pure=True, pack=1)
+
+
+@triton.jit
+def lane():
+    """Which lane of its warp a thread is; no two threads of a warp have the same, though this looks like one number."""
+    return tl.inline_asm_elementwise("mov.u32 $0, %laneid;", "=r", [], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def add_to_tables(ds, tables, bias, side, lowest, within, at, distance, part, WIDE: tl.constexpr, KIND: tl.constexpr):
+    """Add what the pairs of a block give to the tables: ds (M, N), 0 where a pair is not seen.
+
+    tables: `Tables.sums` and `room_for_sums`; side, lowest, within, distance: as of `open_block` and `biased`, which
+    has found `at`; part: what ds is multiplied by. WIDE: as of `Tables`.
+    """
+    M: tl.constexpr = ds.shape[0]
+    N: tl.constexpr = ds.shape[1]
+    sums = tables[0]
+    SHARED: tl.constexpr = KIND[8] and not WIDE
+    ds *= tl.load(sums[1]) * part
+    copy = (tl.program_id(0) % sums[0]).to(tl.int64)
+    if SHARED:  # rounded at 1.5 · 2**23, a float32 ends in its whole part
+        whole = (ds + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+        own = meet(tables[1])  # all sums of the last block are cleared
+    else:
+        whole = tl.floor(ds + 0.5).to(tl.int64)
+    if sums[2] is not None:
+        target = sums[2] + copy * sums[3] + side[3] * bias[2]
+        if SHARED and not KIND[3]:
+            increase(own + 16 * within + (lane() & 3) * 4, whole)
+        else:
+            tl.atomic_add(target + entry(bias, distance), whole.to(tl.int64), mask=ds != 0.0, sem="relaxed")
+    if sums[4] is not None:
+        target = sums[4] + copy * sums[5] + side[3] * bias[5]
+        if SHARED:
+            increase((at - side[4]) * 32 + (own + 4096 + lane() * 4), whole)
+        else:
+            tl.atomic_add(target + at, whole.to(tl.int64), mask=ds != 0.0, sem="relaxed")
+    if SHARED:
+        hand_on(sums, bias, side, lowest, copy, own, 128 if M + N <= 128 else 256, KIND[3])
+
+
+@triton.jit
+def hand_on(sums, bias, side, lowest, copy, place, SIZE: tl.constexpr, SKEWED: tl.constexpr):
+    """Add the sums of a block to those in global memory, and begin anew."""
+    place = meet(place)
+    n = tl.arange(0, SIZE)
+    b = tl.arange(0, 128)
+    if sums[2] is not None and not SKEWED:
+        found = of_4(place + 16 * n)
+        target = sums[2] + copy * sums[3] + side[3] * bias[2]
+        tl.atomic_add(target + entry(bias, lowest + n), found, mask=found != 0, sem="relaxed")
+    if sums[4] is not None:
+        found = tl.zeros([128], tl.int64)
+        for i in tl.static_range(8):  # each thread begins elsewhere: they would all meet in the same banks
+            found += of_4(place + 4096 + 128 * b + 16 * ((b + i) & 7))
+        target = sums[4] + copy * sums[5] + side[3] * bias[5]
+        tl.atomic_add(target + tl.minimum(b, bias[4]), found, mask=found != 0, sem="relaxed")
+    place = meet(place)
+    if sums[2] is not None and not SKEWED:
+        clear(place + 16 * n)
+    if sums[4] is not None:
+        clear(place + 4096 + 16 * tl.arange(0, 1024))
