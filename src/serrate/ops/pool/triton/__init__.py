@@ -1,0 +1,98 @@
+"""Pooling and softmax on CUDA in Triton: custom operators, whose kernels are imported at the first call.
+
+A program owns a chunk of one row (`chunks.py`): rows of any lengths fill a device evenly, sums need no atomics, and a
+second small kernel combines the chunks of long rows in their order.
+"""
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ...direct import INTERPRETED, on_device_of, refuse_tangents, unit_stride
+from ..api import Call
+from ..autograd import like_kept, register_pool, register_softmax
+
+_INSTALLED = find_spec("triton") is not None
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unusable(call: Call) -> str | None:
+    """Serve CUDA tensors in single and half precision, where Triton is installed."""
+    if call.device.type != "cuda" and not INTERPRETED:
+        return f"needs a CUDA device, got {call.device.type}"
+    if call.dtype not in _DTYPES:
+        return f"needs float32, bfloat16 or float16, got {call.dtype}"
+    return None if _INSTALLED else "needs the package triton"
+
+
+def pool(x: Tensor, offsets: Tensor, weights: Tensor | None, how: str, softmax: bool) -> Tensor:
+    """Pool events `(T, H, D)` with weights `(T, H)`; see `api.pool`."""
+    refuse_tangents("pool", x, weights)
+    return _pool(x, offsets, weights, how, softmax)[0]
+
+
+def softmax(x: Tensor, offsets: Tensor) -> Tensor:
+    """Softmax of logits `(T, W)` over the events of each row; see `api.softmax`."""
+    refuse_tangents("softmax", x)
+    return _softmax(x, offsets)
+
+
+@torch.library.custom_op("serrate::pool_triton", mutates_args=())
+def _pool(x: Tensor, offsets: Tensor, weights: Tensor | None, how: str, softmax: bool) -> tuple[Tensor, Tensor]:
+    from .reduce import reduce
+
+    rows = offsets.shape[0] - 1
+    out, kept = x.new_empty((rows, *x.shape[1:])), like_kept(x, weights, rows, how, softmax)
+    with on_device_of(x):
+        reduce(unit_stride(x), offsets.contiguous(), out, "softmax" if softmax else how, kept, weights)
+    return out, kept
+
+
+@torch.library.custom_op("serrate::pool_triton_backward", mutates_args=())
+def _pool_backward(grad: Tensor, offsets: Tensor, x: Tensor | None, weights: Tensor | None, kept: Tensor,
+                   how: str, softmax: bool, events: int) -> list[Tensor]:
+    """Return the gradient of x, and that of the weights where there are some."""
+    from .spread import spread, spread_weighted
+
+    grad, offsets, x = grad.contiguous(), offsets.contiguous(), None if x is None else unit_stride(x)
+    d_x = grad.new_empty((events, *grad.shape[1:]))
+    with on_device_of(grad):
+        if weights is None or x is None:
+            spread(grad, offsets, d_x, how, kept, x)
+            return [d_x]
+        d_weights = weights.new_empty(weights.shape)
+        spread_weighted(grad, offsets, x, weights, kept if softmax else None, (d_x, d_weights))
+    return [d_x, d_weights]
+
+
+@torch.library.custom_op("serrate::softmax_triton", mutates_args=())
+def _softmax(x: Tensor, offsets: Tensor) -> Tensor:
+    from .reduce import reduce
+    from .spread import spread
+
+    offsets, events = offsets.contiguous(), unit_stride(x)[:, None]
+    kept = like_kept(events, None, offsets.shape[0] - 1, "logsumexp", False)
+    out = events.new_empty(events.shape)
+    with on_device_of(x):
+        reduce(events, offsets, kept.new_empty(kept.shape[1:]), "logsumexp", kept)
+        spread(None, offsets, out, "softmax", kept, events)
+    return out[:, 0]
+
+
+@torch.library.custom_op("serrate::softmax_triton_backward", mutates_args=())
+def _softmax_backward(grad: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
+    from .reduce import reduce
+    from .spread import spread
+
+    offsets, y, grad = offsets.contiguous(), y[:, None], unit_stride(grad)[:, None]
+    sums = y.new_empty((offsets.shape[0] - 1, *y.shape[1:]), dtype=torch.float32)
+    out = y.new_empty(y.shape)
+    with on_device_of(y):
+        reduce(y, offsets, sums, "sum", other=grad)
+        spread(sums, offsets, out, "softmax gradient", None, y, grad)
+    return out[:, 0]
+
+
+register_pool(_pool, _pool_backward)
+register_softmax(_softmax, _softmax_backward)

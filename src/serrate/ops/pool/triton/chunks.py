@@ -1,0 +1,86 @@
+"""How rows are cut into chunks, a program each: long rows get many programs, and every row one at least.
+
+A chunk is some events of one row, so a program reads once what belongs to the row, and its sums need no atomics. Row b
+has the slots from `begin // CHUNK + b` on, as many as it needs or one more, shared with no other row: a program finds
+its row by searching the offsets, and no plan has to be made.
+"""
+
+# ruff: noqa: N803
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_ELEMENTS = 4096  # of a tile, 32 a thread
+_MOST_EVENTS = 512  # of a tile
+_MOST_COLUMNS = 128
+_TILES = 4  # of a chunk
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes of a call: events and columns of a tile, events of a chunk, blocks of columns.
+
+    Memory bounds these kernels, so that one size serves all dtypes: each thread has some loads of 16 bytes under way.
+    """
+
+    events: int
+    columns: int
+    chunk: int
+    blocks: int
+
+    @classmethod
+    def of(cls, width: int) -> "Tiles":
+        """Return the sizes for events `width` columns wide."""
+        columns = min(triton.next_power_of_2(width), _MOST_COLUMNS)
+        events = min(_ELEMENTS // columns, _MOST_EVENTS)
+        return cls(events, columns, _TILES * events, triton.cdiv(width, columns))
+
+    def slots(self, rows: int, events: int) -> int:
+        """Return how many programs the chunks of so many rows and events take."""
+        return events // self.chunk + rows
+
+
+def outer_strides(x: Tensor | None) -> tuple[int, int]:
+    """Return the strides of events and heads of `(T, H, *)`, 0 where there is nothing.
+
+    Kernels get them as constants, which follow from widths: so they know where addresses are multiples of 16 bytes.
+    """
+    return (0, 0) if x is None else (x.stride(0), x.stride(1))
+
+
+@triton.jit
+def ends(offsets, row, events):
+    """Where a row begins and ends, int64; no row reaches past the events that there are."""
+    begin = tl.minimum(tl.load(offsets + row).to(tl.int64), events)
+    return begin, tl.minimum(tl.load(offsets + row + 1).to(tl.int64), events)
+
+
+@triton.jit
+def find_chunk(offsets, rows, events, slot, CHUNK: tl.constexpr):
+    """Row of a slot, where the row begins, its length, where the chunk begins within it, and its events.
+
+    A slot that its row does not need has no events; of an empty row the first slot has none either.
+    """
+    low = slot * 0
+    high = low + rows
+    while high - low > 1:  # the row is among low … high - 1; some of them are looked at together
+        step = tl.cdiv(high - low, 128)
+        row = low + tl.arange(0, 128) * step
+        inside = row < high
+        begin = tl.minimum(tl.load(offsets + row, mask=inside, other=0).to(tl.int64), events)
+        passed = tl.sum((inside & (begin // CHUNK + row <= slot)).to(tl.int32), 0)
+        low += (passed - 1) * step
+        high = tl.minimum(low + step, high)
+    begin, end = ends(offsets, low, events)
+    first = (slot - (begin // CHUNK + low)) * CHUNK
+    return low, begin, end - begin, first, tl.maximum(tl.minimum(end - begin - first, CHUNK), 0).to(tl.int32)
+
+
+@triton.jit
+def place(H, BLOCKS: tl.constexpr):
+    """Slot, head and block of columns of this program; what shares events runs side by side."""
+    pid = tl.program_id(0)
+    return pid // (H * BLOCKS), pid // BLOCKS % H, pid % BLOCKS

@@ -1,0 +1,217 @@
+"""Rows to one event: chunks are reduced on their own, and the chunks of a long row then combined, in their order."""
+
+# ruff: noqa: N803
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .chunks import Tiles, ends, find_chunk, outer_strides, place
+
+_COMBINED = 16  # chunks that are combined at a time
+
+
+def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | None = None,
+           weights: Tensor | None = None, other: Tensor | None = None) -> None:
+    """Fill `out` `(B, H, D)` and `kept` with what `how` makes of the rows of `x` `(T, H, D)`, last stride 1.
+
+    Args:
+        x: events.
+        offsets: `(B + 1,)`, contiguous.
+        out: contiguous.
+        how: as in `api.pool`, or "softmax": a sum under the softmax of `weights`.
+        kept: as `autograd.like_kept` describes it, where it does.
+        weights: `(T, H)`, for "sum" and "softmax".
+        other: `(T, H, D)`, last stride 1, that `x` is multiplied by, for "sum".
+    """
+    (rows, heads, width), events = out.shape, x.shape[0]
+    if not out.numel():
+        return
+    tiles = Tiles.of(width)
+    slots = tiles.slots(rows, events)
+    parts = x.new_empty((slots, heads, width), dtype=torch.float32)
+    others = None  # the places of maxima, or what exponents are relative to, and of a softmax their sums
+    if how in ("max", "logsumexp"):
+        others = parts.new_empty(parts.shape, dtype=torch.int32 if how == "max" else torch.float32)
+    elif how == "softmax":
+        others = parts.new_empty((2, slots, heads))
+    sizes = width, tiles.columns, tiles.blocks, tiles.chunk
+    strides = *x.stride()[:2], *outer_strides(other), *outer_strides(weights)
+    _reduce[(slots * heads * tiles.blocks,)](x, other, weights, strides, offsets, parts, others, out, kept, rows,
+                                             events, slots, heads, how, *sizes, tiles.events)
+    _combine[(rows * heads * tiles.blocks,)](offsets, parts, others, out, kept, rows, events, slots, heads, how,
+                                             *sizes, _COMBINED)
+
+
+@triton.jit
+def finite(x):
+    """`x`, 0 in place of infinities: what exponents are relative to, which nothing is subtracted from in vain."""
+    return tl.where(tl.abs(x) == float("inf"), 0.0, x)
+
+
+@triton.jit
+def _first_largest(best, at):
+    """The largest of each column of `best` (M, N), and the least `at` (M, N) that has it. NaN is larger than all."""
+    missing = best != best
+    largest = tl.max(tl.where(missing, float("inf"), best), 0)
+    any_missing = tl.max(missing.to(tl.int32), 0) > 0
+    hit = tl.where(any_missing[None, :], missing, best == largest[None, :])
+    return tl.where(any_missing, float("nan"), largest), tl.min(tl.where(hit, at, 2147483647), 0)
+
+
+@triton.jit
+def _finish(result, other, total, out, kept, row, rows, head, H, block, length, column, inside, HOW: tl.constexpr,
+            D: tl.constexpr):
+    """Store the result of a row: sums, maxima with their places, or sums of exponents relative to `other`."""
+    at = (tl.cast(row, tl.int64) * H + head) * D + column
+    all_of = tl.cast(rows, tl.int64) * H
+    if HOW == "mean":
+        result = result / tl.maximum(length, 1).to(tl.float32)
+    elif HOW == "max":
+        tl.store(kept + at, other, mask=inside)
+        result = tl.where(length > 0, result, 0.0)
+    elif HOW == "logsumexp":
+        other = finite(other)
+        tl.store(kept + at, other, mask=inside)
+        tl.store(kept + all_of * D + at, result, mask=inside)
+        result = other + tl.log(result)
+    elif HOW == "softmax":
+        result = tl.where(total == 0, 0.0, result / total)
+        kept += (tl.cast(row, tl.int64) * H + head) * (D + 2)
+        tl.store(kept + column, result, mask=inside)
+        tl.store(kept + D, finite(other), mask=block == 0)
+        tl.store(kept + D + 1, total, mask=block == 0)
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "events", "slots"])
+def _reduce(x, other, weights, strides: tl.constexpr, offsets, parts, others, out, kept, rows, events, slots, H,
+            HOW: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr,
+            BM: tl.constexpr):
+    """Reduce one chunk: to the result where it is the whole row, else to a part of it, (BD,)."""
+    slot, head, block = place(H, BLOCKS)
+    row, begin, length, first, count = find_chunk(offsets, rows, events, slot, CHUNK)
+    column = block * BD + tl.arange(0, BD)
+    inside = column < D
+    x += (begin + first) * strides[0] + tl.cast(head, tl.int64) * strides[1] + column[None, :]
+    if other is not None:
+        other += (begin + first) * strides[2] + tl.cast(head, tl.int64) * strides[3] + column[None, :]
+    if weights is not None:
+        weights += (begin + first) * strides[4] + tl.cast(head, tl.int64) * strides[5]
+    start = float("-inf") if HOW == "max" else 0.0
+    found = tl.full([BM, BD], start, tl.float32)
+    at = tl.full([BM, BD], 2147483647, tl.int32)
+    largest = tl.full([BD], float("-inf"), tl.float32)
+    sums = tl.zeros([BD], tl.float32)
+    peak = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    for step in range(0, count, BM):
+        event = step + tl.arange(0, BM)
+        there = (event < count)[:, None] & inside[None, :]
+        far = event.to(tl.int64)
+        tile = tl.load(x + far[:, None] * strides[0], mask=there, other=0.0).to(tl.float32)
+        if other is not None:
+            tile *= tl.load(other + far[:, None] * strides[2], mask=there, other=0.0).to(tl.float32)
+        if HOW == "max":
+            tile = tl.where(there, tile, float("-inf"))
+            above = (tile > found) | ((tile != tile) & (found == found)) | ((tile == found) & (at == 2147483647))
+            at = tl.where(above & there, (first + far)[:, None].to(tl.int32), at)
+            found = tl.where(above, tile, found)
+        elif HOW == "logsumexp":
+            tile = tl.where(there, tile, float("-inf"))
+            higher = tl.maximum(largest, tl.max(tile, 0))
+            sums = sums * tl.exp(largest - finite(higher)) + tl.sum(tl.exp(tile - finite(higher)[None, :]), 0)
+            largest = higher
+        elif HOW == "softmax":
+            scores = tl.load(weights + far * strides[4], mask=event < count, other=float("-inf")).to(tl.float32)
+            rise = tl.maximum(peak, tl.max(scores, 0))
+            scores = tl.exp(scores - finite(rise))
+            scale = tl.exp(peak - finite(rise))
+            total = total * scale + tl.sum(scores, 0)
+            found = found * scale + scores[:, None] * tile
+            peak = rise
+        elif weights is not None:
+            scores = tl.load(weights + far * strides[4], mask=event < count, other=0.0).to(tl.float32)
+            found += scores[:, None] * tile
+        else:
+            found += tile
+    if HOW == "max":
+        result, aside = _first_largest(found, at)
+    elif HOW == "logsumexp":
+        result, aside = sums, largest
+    elif HOW == "softmax":
+        result, aside = tl.sum(found, 0), peak
+    else:
+        result, aside = tl.sum(found, 0), largest
+    if length <= CHUNK:
+        if first == 0:
+            _finish(result, aside, total, out, kept, row, rows, head, H, block, length, column, inside, HOW, D)
+    elif count > 0:
+        place_of = (tl.cast(slot, tl.int64) * H + head) * D + column
+        tl.store(parts + place_of, result, mask=inside)
+        if HOW == "max" or HOW == "logsumexp":
+            tl.store(others + place_of, aside, mask=inside)
+        elif HOW == "softmax":
+            others += tl.cast(slot, tl.int64) * H + head
+            tl.store(others, aside, mask=block == 0)
+            tl.store(others + tl.cast(slots, tl.int64) * H, total, mask=block == 0)
+
+
+@triton.jit(do_not_specialize=["rows", "events", "slots"])
+def _combine(offsets, parts, others, out, kept, rows, events, slots, H, HOW: tl.constexpr, D: tl.constexpr,
+             BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr):
+    """Combine the parts of one row that has several."""
+    row, head, block = place(H, BLOCKS)
+    begin, end = ends(offsets, row, events)
+    length = end - begin
+    if length > CHUNK:
+        chunks = tl.cdiv(length, CHUNK)
+        slot = begin // CHUNK + row
+        column = block * BD + tl.arange(0, BD)
+        inside = column < D
+        start = float("-inf") if HOW == "max" else 0.0
+        found = tl.full([BN, BD], start, tl.float32)
+        at = tl.full([BN, BD], 2147483647, tl.int32)
+        largest = tl.full([BN, BD], float("-inf"), tl.float32)
+        peak = tl.full([BN], float("-inf"), tl.float32)
+        total = tl.zeros([BN], tl.float32)
+        for step in range(0, chunks, BN):
+            chunk = step + tl.arange(0, BN)
+            there = (chunk < chunks)[:, None] & inside[None, :]
+            place_of = ((slot + chunk) * H + head)[:, None] * D + column[None, :]
+            part = tl.load(parts + place_of, mask=there, other=0.0)
+            if HOW == "max":
+                aside = tl.load(others + place_of, mask=there, other=2147483647)
+                part = tl.where(there, part, float("-inf"))
+                above = (part > found) | ((part != part) & (found == found)) | ((part == found) & (at == 2147483647))
+                at = tl.where(above, aside, at)
+                found = tl.where(above, part, found)
+            elif HOW == "logsumexp":
+                aside = tl.load(others + place_of, mask=there, other=float("-inf"))
+                higher = tl.maximum(largest, aside)
+                found = found * tl.exp(largest - finite(higher)) + part * tl.exp(aside - finite(higher))
+                largest = higher
+            elif HOW == "softmax":
+                own = others + (slot + chunk) * H + head
+                aside = tl.load(own, mask=chunk < chunks, other=float("-inf"))
+                adds = tl.load(own + tl.cast(slots, tl.int64) * H, mask=chunk < chunks, other=0.0)
+                rise = tl.maximum(peak, aside)
+                total = total * tl.exp(peak - finite(rise)) + adds * tl.exp(aside - finite(rise))
+                found = (found * tl.exp(peak - finite(rise))[:, None]
+                         + part * tl.exp(aside - finite(rise))[:, None])
+                peak = rise
+            else:
+                found += part
+        over = tl.max(peak, 0)
+        whole = tl.sum(total * tl.exp(peak - finite(over)), 0)
+        if HOW == "max":
+            result, aside = _first_largest(found, at)
+        elif HOW == "logsumexp":
+            aside = tl.max(largest, 0)
+            result = tl.sum(found * tl.exp(largest - finite(aside)[None, :]), 0)
+        elif HOW == "softmax":
+            result, aside = tl.sum(found * tl.exp(peak - finite(over))[:, None], 0), over
+        else:
+            result, aside = tl.sum(found, 0), over
+        _finish(result, aside, whole, out, kept, row, rows, head, H, block, length, column, inside, HOW, D)

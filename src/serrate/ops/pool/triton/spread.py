@@ -1,0 +1,147 @@
+"""Something of a row to each of its events: softmax, and the gradients of all that is pooled."""
+
+# ruff: noqa: N803
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .chunks import Tiles, find_chunk, outer_strides, place
+
+
+def spread(of_rows: Tensor | None, offsets: Tensor, out: Tensor, how: str, kept: Tensor | None = None,
+           x: Tensor | None = None, other: Tensor | None = None) -> None:
+    """Fill `out` `(T, H, D)` for each event from its row, contiguous as all that is given.
+
+    Args:
+        of_rows: `(B, H, D)`, a gradient or sum of each row; None for "softmax".
+        offsets: `(B + 1,)`, contiguous.
+        out: contiguous.
+        how: "sum", "mean", "max", "logsumexp": the gradient of that; "softmax", and "softmax gradient".
+        kept: as `autograd.like_kept` describes it, where it does.
+        x: `(T, H, D)` events of a log-sum-exp or softmax, or the result of the latter for its gradient; last stride 1.
+        other: `(T, H, D)` gradient of a softmax; last stride 1.
+    """
+    events, heads, width = out.shape
+    if not out.numel():
+        return
+    tiles, rows = Tiles.of(width), offsets.shape[0] - 1
+    slots = tiles.slots(rows, events)
+    strides = *outer_strides(x), *outer_strides(other)
+    _spread[(slots * heads * tiles.blocks,)](of_rows, offsets, out, kept, x, other, strides, rows, events, heads, how,
+                                             width, tiles.columns, tiles.blocks, tiles.chunk, tiles.events)
+
+
+def spread_weighted(grad: Tensor, offsets: Tensor, x: Tensor, weights: Tensor, kept: Tensor | None,
+                    gradients: tuple[Tensor, Tensor]) -> None:
+    """Fill the gradients of events `(T, H, D)` and weights `(T, H)`, contiguous, from that of a weighted sum.
+
+    Args:
+        grad: `(B, H, D)`, contiguous.
+        offsets: `(B + 1,)`, contiguous.
+        x: `(T, H, D)`, last stride 1.
+        weights: `(T, H)`.
+        kept: `(B, H, D + 2)`, of a softmax of the weights; None where they are used as they are.
+        gradients: to be filled.
+    """
+    events, heads, width = x.shape
+    tiles, rows = Tiles.of(max(width, 1)), grad.shape[0]
+    slots = tiles.slots(rows, events)
+    if weights.numel():
+        strides = *x.stride()[:2], *weights.stride()
+        _spread_weighted[(slots * heads,)](grad, offsets, x, weights, kept, *gradients, strides, rows, events,
+                                           heads, width, tiles.columns, tiles.chunk, tiles.events)
+
+
+@triton.jit
+def _inverse(sums):
+    """One over sums of exponents, 0 where nothing was added."""
+    return tl.where(sums == 0, 0.0, 1.0 / sums)
+
+
+@triton.jit(do_not_specialize=["rows", "events"])
+def _spread(of_rows, offsets, out, kept, x, other, strides: tl.constexpr, rows, events, H, HOW: tl.constexpr,
+            D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr):
+    """The results of the events of one chunk."""
+    slot, head, block = place(H, BLOCKS)
+    row, begin, length, first, count = find_chunk(offsets, rows, events, slot, CHUNK)
+    column = block * BD + tl.arange(0, BD)
+    inside = column < D
+    at = (tl.cast(row, tl.int64) * H + head) * D + column
+    value = tl.full([BD], 1.0, tl.float32)
+    if of_rows is not None:
+        value = tl.load(of_rows + at, mask=inside, other=0.0).to(tl.float32)
+    if HOW == "mean":
+        value = value / tl.maximum(length, 1).to(tl.float32)
+    elif HOW == "max":
+        largest = tl.load(kept + at, mask=inside, other=-1)
+    elif HOW == "logsumexp" or HOW == "softmax":
+        peak = tl.load(kept + at, mask=inside, other=0.0)
+        value *= _inverse(tl.load(kept + tl.cast(rows, tl.int64) * H * D + at, mask=inside, other=1.0))
+    begin += first
+    out += (begin * H + head) * D + column[None, :]
+    if x is not None:
+        x += begin * strides[0] + tl.cast(head, tl.int64) * strides[1] + column[None, :]
+    if other is not None:
+        other += begin * strides[2] + tl.cast(head, tl.int64) * strides[3] + column[None, :]
+    for step in range(0, count, BM):
+        event = step + tl.arange(0, BM)
+        there = (event < count)[:, None] & inside[None, :]
+        far = event.to(tl.int64)
+        tile = tl.zeros([BM, BD], tl.float32)
+        if x is not None:
+            tile = tl.load(x + far[:, None] * strides[0], mask=there, other=0.0).to(tl.float32)
+        if HOW == "max":
+            tile = tl.where((first + far)[:, None] == largest[None, :], value[None, :], 0.0)
+        elif HOW == "logsumexp" or HOW == "softmax":
+            tile = tl.exp(tile - peak[None, :]) * value[None, :]
+        elif HOW == "softmax gradient":
+            tile *= tl.load(other + far[:, None] * strides[2], mask=there, other=0.0).to(tl.float32) - value[None, :]
+        else:
+            tile += value[None, :]
+        tl.store(out + far[:, None] * (H * D), tile.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit(do_not_specialize=["rows", "events"])
+def _spread_weighted(grad, offsets, x, weights, kept, d_x, d_weights, strides: tl.constexpr, rows, events, H,
+                     D: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr):
+    """The gradients of the events of one chunk, all columns of a head, and of their weights."""
+    slot, head, _ = place(H, 1)
+    row, begin, _, first, count = find_chunk(offsets, rows, events, slot, CHUNK)
+    column = tl.arange(0, BD)
+    at = tl.cast(row, tl.int64) * H + head
+    grad += at * D
+    begin += first
+    x += begin * strides[0] + tl.cast(head, tl.int64) * strides[1]
+    weights += begin * strides[2] + tl.cast(head, tl.int64) * strides[3]
+    d_x += (begin * H + head) * D
+    d_weights += begin * H + head
+    peak = 0.0
+    inverse = 1.0
+    along = tl.full([], 0.0, tl.float32)  # the gradient of the row along its result
+    if kept is not None:
+        kept += at * (D + 2)
+        peak = tl.load(kept + D)
+        inverse = _inverse(tl.load(kept + D + 1))
+        for block in range(0, D, BD):
+            inside = block + column < D
+            along += tl.sum(tl.load(grad + block + column, mask=inside, other=0.0).to(tl.float32)
+                            * tl.load(kept + block + column, mask=inside, other=0.0), 0)
+    for step in range(0, count, BM):
+        event = step + tl.arange(0, BM)
+        there = event < count
+        far = event.to(tl.int64)
+        scale = tl.load(weights + far * strides[2], mask=there, other=0.0).to(tl.float32)
+        if kept is not None:
+            scale = tl.exp(scale - peak) * inverse
+        product = tl.zeros([BM], tl.float32)
+        for block in range(0, D, BD):
+            inside = there[:, None] & (block + column < D)[None, :]
+            g = tl.load(grad + block + column, mask=block + column < D, other=0.0).to(tl.float32)
+            tile = tl.load(x + far[:, None] * strides[0] + block + column[None, :], mask=inside, other=0.0)
+            product += tl.sum(tile.to(tl.float32) * g[None, :], 1)
+            tl.store(d_x + far[:, None] * (H * D) + block + column[None, :],
+                     (scale[:, None] * g[None, :]).to(d_x.dtype.element_ty), mask=inside)
+        if kept is not None:
+            product = scale * (product - along)
+        tl.store(d_weights + far * H, product.to(d_weights.dtype.element_ty), mask=there)
