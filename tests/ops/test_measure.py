@@ -101,6 +101,14 @@ def test_what_cannot_be_measured_is_refused(parts, monkeypatch):
         measure.main("s", parts, [], without_gpu=", go home")
 
 
+def test_limits_are_the_larger_of_bytes_and_products(monkeypatch):
+    monkeypatch.setattr(measure, "copy_milliseconds", lambda nbytes: nbytes / 100)
+    monkeypatch.setattr(measure, "product_rate", lambda dtype: 10.0 if dtype == torch.bfloat16 else 1.0)
+    assert measure.limits(300, 100) == {"limit_ms": 4.0, "limit_forward_backward_ms": 11.0}
+    assert measure.limits(300, 100, 5.0) == {"limit_ms": 4.0, "limit_forward_backward_ms": 11.0}
+    assert measure.limits(300, 100, 5.0, torch.float32) == {"limit_ms": 5.0, "limit_forward_backward_ms": 15.0}
+
+
 @pytest.mark.gpu
 def test_the_ceilings_of_a_device():
     copied, product = measure.ceilings()

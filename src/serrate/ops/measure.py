@@ -86,6 +86,18 @@ def product_rate(dtype: torch.dtype) -> float:
     return 2 * _SIDE**3 / 1e9 / milliseconds(lambda: left @ right)
 
 
+def limits(given: int, result: int, gflop: float = 0.0, dtype: torch.dtype = torch.bfloat16) -> Figures:
+    """Return the least times of a forward pass, and of one with its backward pass, on this device.
+
+    Of moving every tensor once a pass, as a copy of as many bytes does: forward the bytes `given` and the `result`,
+    backward both again and the gradients of what was given. And of products in a dtype, `gflop` forward, twice that
+    backward.
+    """
+    product = gflop / product_rate(dtype) if gflop else 0.0
+    return {"limit_ms": max(copy_milliseconds(given + result), product),
+            "limit_forward_backward_ms": max(copy_milliseconds(3 * given + 2 * result), 3 * product)}
+
+
 # --- how fast, in how much memory? ---
 
 

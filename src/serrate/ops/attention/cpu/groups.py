@@ -45,7 +45,8 @@ def wide(x: Tensor) -> torch.dtype:
 class Groups:
     """The rows of a batch by shape: how many queries, keys, and, where the mask asks, context events and targets.
 
-    shapes: of each group; queries, keys: the two sides, each group of rows one contiguous slice of either.
+    shapes: of each group; of_rows: its rows `(n,)`, as indices or a slice; queries, keys: the two sides, each group of
+    rows one contiguous slice of either.
     """
 
     def __init__(self, table: Tensor):
@@ -58,6 +59,9 @@ class Groups:
         kinds = shapes[:, first if order is None else order[first]].T.tolist()
         self.shapes = [tuple(kind) if len(kind) > 1 else (kind[0], kind[0]) for kind in kinds]
         groups = list(zip(sizes.tolist(), self.shapes, strict=True))
+        begins = first.tolist()
+        self.of_rows = [slice(begin, begin + rows) if order is None else order[begin : begin + rows]
+                        for begin, (rows, _) in zip(begins, groups, strict=True)]
         self.queries = Side(shapes[0], order, [(rows, shape[0]) for rows, shape in groups])
         self.keys = self.queries if same else Side(shapes[1], order, [(rows, shape[1]) for rows, shape in groups])
 

@@ -1,0 +1,68 @@
+"""Jagged products on CUDA in Triton: custom operators, whose kernels are imported at the first call."""
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ...direct import INTERPRETED, on_device_of, refuse_tangents, unit_stride
+from ..api import Call
+from ..autograd import register
+
+_INSTALLED = find_spec("triton") is not None
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unusable(call: Call) -> str | None:
+    """Serve CUDA tensors in single and half precision where Triton is installed."""
+    if call.device.type != "cuda" and not INTERPRETED:
+        return f"needs a CUDA device, got {call.device.type}"
+    if call.dtype not in _DTYPES:
+        return f"needs float32, bfloat16 or float16, got {call.dtype}"
+    return None if _INSTALLED else "needs the package triton"
+
+
+def jagged_dense_bmm(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
+    """Multiply by the matrix of the row; see `api`."""
+    refuse_tangents("jagged_dense_bmm", x, y, bias)
+    return _dense(x, y, bias, offsets)
+
+
+def jagged_jagged_bmm(x: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
+    """Multiply row by row; see `api`."""
+    refuse_tangents("jagged_jagged_bmm", x, y)
+    return _jagged(x, y, offsets, False)[0]
+
+
+@torch.library.custom_op("serrate::jagged_dense_bmm_triton", mutates_args=())
+def _dense(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
+    from . import kernels
+
+    out = x.new_empty(*x.shape[:2], y.shape[3])
+    if out.numel():
+        with on_device_of(x):
+            kernels.launch_dense(unit_stride(x), _one_dense(y), None if bias is None else unit_stride(bias), offsets,
+                                 out)
+    return out
+
+
+@torch.library.custom_op("serrate::jagged_jagged_bmm_triton", mutates_args=())
+def _jagged(x: Tensor, y: Tensor, offsets: Tensor, sums: bool) -> list[Tensor]:
+    """Return the products and, if asked for, the sums of `y` over each row."""
+    from . import kernels
+
+    rows, heads, width = offsets.shape[0] - 1, x.shape[1], y.shape[2]
+    out = x.new_empty(rows, heads, x.shape[2], width)
+    total = x.new_empty(rows, heads, width) if sums else None
+    if rows:
+        with on_device_of(x):
+            kernels.launch_jagged(unit_stride(x), unit_stride(y), offsets, out, total)
+    return [out] if total is None else [out, total]
+
+
+def _one_dense(y: Tensor) -> Tensor:
+    """Return matrices `(B, H, D, F)` of which one of the last two axes is dense, so that a transpose is no copy."""
+    return y if 1 in y.stride()[2:] else y.contiguous()
+
+
+register(_dense, _jagged)
