@@ -1,0 +1,164 @@
+"""The kernels that make or change every pair by itself: differences, squares that rows share, paddings."""
+
+# ruff: noqa: N803
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .rows import bisections, block_of, clear_past, pairs_of, queries_of
+
+_SPAN = 16384  # pairs of a program
+_CELLS = 4096  # of a tile of a padded block
+_ENOUGH = 1024  # programs to fill a device
+
+
+def launch_differences(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
+    """Fill `out` `(P, H)`, contiguous, from x and y `(T, H)` of any strides."""
+    _launch((x, y, None, None), ((*x.stride(), *y.stride()), (0,) * 4, (0, 0)), offsets, blocks, 0, out)
+
+
+def launch_squares(a: Tensor | None, square: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
+    """Fill `out` `(P, H)`, contiguous, from `(B or 1, N, N, H or 1)`, times a `(P, H)` where that is given."""
+    strides = [0 if size == 1 else stride for size, stride in zip(square.shape, square.stride(), strict=True)]
+    _launch((None, None, square, a), ((0,) * 4, tuple(strides), (0, 0) if a is None else a.stride()), offsets, blocks,
+            square.shape[1], out)
+
+
+def _launch(given: tuple, strides: tuple, offsets: Tensor, blocks: Tensor, side: int, out: Tensor) -> None:
+    (pairs, heads), rows = out.shape, offsets.shape[0] - 1
+    _fill[((pairs // _SPAN + rows) * heads,)](*given, out, offsets, blocks, pairs, rows, bisections(offsets), heads,
+                                              side, *strides, _SPAN, num_warps=4)
+
+
+def launch_to_padded(a: Tensor, offsets: Tensor, blocks: Tensor, fill: float, out: Tensor) -> None:
+    """Fill `out` `(B, N, N, H)`, contiguous, from a `(P, H)` of any strides."""
+    rows, length, _, heads = out.shape
+    columns = min(triton.next_power_of_2(length), 1024)
+    queries = _CELLS // columns
+    tiles = triton.cdiv(length, queries)
+    _pad[(rows * tiles * heads,)](a, out, offsets, blocks, a.shape[0], heads, length, tiles,
+                                  fill if out.is_floating_point() else int(fill), a.stride(), queries, columns,
+                                  num_warps=4)
+
+
+def totals(a: Tensor, b: Tensor, offsets: Tensor, blocks: Tensor, side: int) -> Tensor:
+    """Return the sum over rows and heads of the products of a and b, `(P, H)` of any strides: `(side, side)`.
+
+    Where the square has too few tiles for the device, rows are summed in parts, and these in their order.
+    """
+    queries, keys = 16, min(triton.next_power_of_2(side), 64)
+    rows, tiles = offsets.shape[0] - 1, triton.cdiv(side, queries) * triton.cdiv(side, keys)
+    parts = max(1, min(rows, _ENOUGH // tiles))
+    out = torch.empty((parts, side, side), dtype=torch.float32, device=a.device)
+    _total[(tiles * parts,)](a, b, out, offsets, blocks, a.shape[0], rows, a.shape[1], side, triton.cdiv(rows, parts),
+                             a.stride(), b.stride(), queries, keys, num_warps=4)
+    return out.sum(0).to(a.dtype)
+
+
+@triton.jit(do_not_specialize=["P", "B", "steps", "side"])
+def _fill(x, y, square, a, out, offsets, blocks, P, B, steps, H, side, e_strides, s_strides, a_strides,
+          SPAN: tl.constexpr):
+    """The pairs of some queries of one row and head, about SPAN of them."""
+    clear_past(out, blocks, B, P, H, 1024)
+    h = tl.cast(tl.program_id(0) % H, tl.int64)
+    slot = tl.cast(tl.program_id(0) // H, tl.int64)
+    row, first, last, start, length, block = queries_of(offsets, blocks, slot, P, B, steps, SPAN)
+    if square is None:
+        x += start * e_strides[0] + h * e_strides[1]
+        y += start * e_strides[2] + h * e_strides[3]
+    else:
+        square += row * s_strides[0] + h * s_strides[3]
+    if a is not None:
+        a += h * a_strides[1]
+    out += h
+    if (length % 8 == 0) & (block % 8 == 0):
+        _fill_queries(x, y, square, a, out, first, last, length // 8 * 8, block // 8 * 8, H, side, e_strides,
+                      s_strides, a_strides[0])
+    else:
+        _fill_queries(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides,
+                      a_strides[0])
+
+
+@triton.jit
+def _fill_queries(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_stride):
+    if length <= 64:
+        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_stride, 32,
+                    64)
+    elif length <= 256:
+        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_stride, 8,
+                    256)
+    else:
+        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_stride, 2,
+                    1024)
+
+
+@triton.jit
+def _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_stride,
+                BM: tl.constexpr, BN: tl.constexpr):
+    """The same in tiles of BM queries and BN keys."""
+    for i in range(first, last, BM):
+        queries = i + tl.arange(0, BM)
+        for n in range(0, length, BN):
+            keys = n + tl.arange(0, BN)
+            base, at, inside = pairs_of(i, tl.arange(0, BM), keys, last, length, block)
+            if square is None:
+                own = tl.load(x + queries.to(tl.int64) * e_strides[0], mask=queries < last, other=0)
+                other = tl.load(y + keys.to(tl.int64) * e_strides[2], mask=keys < length, other=0)
+                if out.dtype.element_ty.is_floating():
+                    own = own.to(tl.float32)
+                    other = other.to(tl.float32)
+                value = own[:, None] - other[None, :]
+            else:
+                held = inside & (queries < side)[:, None] & (keys < side)[None, :]
+                cells = (queries.to(tl.int64) * s_strides[1])[:, None] + keys[None, :] * s_strides[2]
+                value = tl.load(square + cells, mask=held, other=0)
+            if a is not None:
+                factor = tl.load(a + base * a_stride + at * a_stride, mask=inside, other=0.0)
+                value = value.to(tl.float32) * factor.to(tl.float32)
+            tl.store(out + base * H + at * H, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["P", "fill"])
+def _pad(a, out, offsets, blocks, P, H, N, tiles, fill, strides, BM: tl.constexpr, BN: tl.constexpr):
+    """BM rows of cells of one row's square and one head."""
+    h = tl.cast(tl.program_id(0) % H, tl.int64)
+    tile = tl.program_id(0) // H
+    row = tl.cast(tile // tiles, tl.int64)
+    first = tile % tiles * BM
+    step = tl.arange(0, BM)
+    length = (tl.load(offsets + row + 1) - tl.load(offsets + row)).to(tl.int32)
+    block, held = block_of(blocks, row, length, P)
+    a += h * strides[1]
+    out += (row * N + first) * N * H + h
+    for n in range(0, N, BN):
+        keys = n + tl.arange(0, BN)
+        base, at, inside = pairs_of(first, step, keys, held, length, block)
+        cells = (first + step < N)[:, None] & (keys < N)[None, :]
+        value = tl.load(a + base * strides[0] + at * strides[0], mask=inside & cells, other=fill)
+        tl.store(out + ((step * N)[:, None] + keys[None, :]) * H, value, mask=cells)
+
+
+@triton.jit(do_not_specialize=["P", "B"])
+def _total(a, b, out, offsets, blocks, P, B, H, side, each, a_strides, b_strides, BM: tl.constexpr, BN: tl.constexpr):
+    """The sums of one tile of the square over one part of the rows."""
+    across = tl.cdiv(side, BN)
+    tiles = tl.cdiv(side, BM) * across
+    tile = tl.program_id(0) % tiles
+    part = tl.program_id(0) // tiles
+    first = tile // across * BM
+    step = tl.arange(0, BM)
+    keys = tile % across * BN + tl.arange(0, BN)
+    total = tl.zeros([BM, BN], tl.float32)
+    for row in range(part * each, tl.minimum((part + 1) * each, B)):
+        length = (tl.load(offsets + row + 1) - tl.load(offsets + row)).to(tl.int32)
+        if first < length:
+            block, held = block_of(blocks, row, length, P)
+            base, at, inside = pairs_of(first, step, keys, held, length, block)
+            for h in range(H):
+                left = tl.load(a + base * a_strides[0] + h * a_strides[1] + at * a_strides[0], mask=inside, other=0.0)
+                right = tl.load(b + base * b_strides[0] + h * b_strides[1] + at * b_strides[0], mask=inside, other=0.0)
+                total += left.to(tl.float32) * right.to(tl.float32)
+    at = out + (tl.cast(part, tl.int64) * side + first) * side + (step * side)[:, None] + keys[None, :]
+    tl.store(at, total, mask=(first + step < side)[:, None] & (keys < side)[None, :])
