@@ -152,6 +152,27 @@ def test_a_wrong_call_is_one_line(call, message):
         call()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["none", "softmax"])
+def test_on_a_gpu_as_on_the_cpu(weights):
+    found = []
+    for device in ("cpu", "cuda"):
+        module = randomised(DINAttention(8, (6,), weights=weights)).float().eval().to(device)
+        history = JaggedTensor.from_lengths(numbers(60, 8).float(), torch.tensor([40, 0, 20])).to(device)
+        targets, rows = numbers(5, 8).float().to(device), torch.tensor([2, 0, 0, 1, 2], device=device)
+        made = module(targets, history, rows, num_events=120)
+        made.square().sum().backward()
+        found.append([made.detach().cpu(), *(parameter.grad.cpu() for parameter in module.parameters())])
+    for cpu, gpu in zip(*found, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=1e-3, atol=1e-3)
+
+
+def test_a_wrong_number_of_events_is_seen_on_the_cpu():
+    history = JaggedTensor(torch.zeros(3, 4), torch.tensor([0, 3]))
+    with pytest.raises(InvalidArgument, match="num_events: expected 3, the events that the targets read, got 2"):
+        DINAttention(4)(torch.zeros(1, 4), history, num_events=2)
+
+
 def test_exported_with_any_number_of_targets_and_events():
     module = randomised(DINAttention(4, (5,), weights="softmax")).eval()
 

@@ -1,4 +1,4 @@
-"""Whole models. Each turns an `EventBatch` into scores and carries its own typed config."""
+"""Whole models. Each turns an `EventBatch` or a `RankingBatch` into scores and carries its own typed config."""
 
 from typing import Annotated, Any
 
@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from .hstu import HSTU, HSTUConfig, HSTURanker, HSTURankingConfig
 from .next_item import NextItemConfig, NextItemModel
+from .ranking import RankingConfig, RankingModel
 from .transformer import Transformer, TransformerConfig
 
 
@@ -23,4 +24,4 @@ def build(config: TransformerConfig | HSTUConfig, num_items: int) -> NextItemMod
 
 
 __all__ = ["HSTU", "HSTUConfig", "HSTURanker", "HSTURankingConfig", "ModelConfig", "NextItemConfig", "NextItemModel",
-           "Transformer", "TransformerConfig", "build"]
+           "RankingConfig", "RankingModel", "Transformer", "TransformerConfig", "build"]

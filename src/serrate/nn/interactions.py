@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import InvalidArgument, suggest
 from ..jagged import JaggedTensor, offsets_from_lengths
 from ..jagged.tensor import readable
+from ..ops.pool import softmax
 
 UnitActivation = Literal["dice", "silu", "relu"]
 UnitWeights = Literal["none", "sigmoid", "softmax"]
@@ -159,7 +160,7 @@ class DINAttention(nn.Module):
             raise InvalidArgument("targets", f"shape ({read.offsets.shape[0] - 1}, E)", tuple(targets.shape))
         scores = self.unit(self._enter(targets, history.values, read))[:, 0]
         if self.weights != "none":
-            scores = scores.sigmoid() if self.weights == "sigmoid" else _softmax(scores, read.offsets)
+            scores = scores.sigmoid() if self.weights == "sigmoid" else softmax(scores, read.offsets)
         return F.embedding_bag(read.events, history.values, read.offsets, mode="sum", include_last_offset=True,
                                per_sample_weights=scores.to(history.dtype))  # events are weighed where they lie
 
@@ -194,11 +195,3 @@ def _read(offsets: Tensor, rows: Tensor | None, num_events: int | None) -> _Read
     every = torch.arange(lengths.shape[0], device=offsets.device)
     targets = torch.repeat_interleave(every, lengths, output_size=total)
     return _Read(ends, torch.arange(total, device=offsets.device) + (starts - ends[:-1])[targets], targets)
-
-
-def _softmax(x: Tensor, offsets: Tensor) -> Tensor:
-    """Return the softmax `(T,)` over each row of `x` `(T,)`."""
-    rows, count = JaggedTensor.trusted(x, offsets).row_index(), offsets.shape[0] - 1
-    largest = x.new_full((count,), float("-inf")).scatter_reduce(0, rows, x.detach(), "amax")
-    raised = (x - largest[rows]).exp()
-    return raised / x.new_zeros(count).index_add(0, rows, raised)[rows]
