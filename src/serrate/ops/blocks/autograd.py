@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..direct import refuse_tangents
+from ..direct import refuse_tangents, watched
 from .api import Rows
 
 
@@ -22,12 +22,13 @@ class Operators:
         compute: by name, what each of them does, with offsets and blocks `(B + 1,)` in place of `Rows`: `products`,
             `matmul`, `softmax`, `differences`, `multiply`, `to_padded` and `from_padded` as in `reference`, and
             `offsets(offsets)`,
+            `both_matmuls(a, y, x, offsets, blocks)`: the two results of `matmul`, with y and, transposed, with x,
             `softmax_backward(out, grad, offsets, blocks, over_queries)`: the gradient `(P, H)` of scores,
             `totals(a, b, offsets, blocks, side)`: for `(P, H)` each the sum over rows and heads, `(side, side)`.
         device_types: on which devices; None: all.
     """
 
-    def __init__(self, suffix: str, compute: Mapping[str, Callable[..., Tensor]], device_types: str | None = None):
+    def __init__(self, suffix: str, compute: Mapping[str, Callable[..., Any]], device_types: str | None = None):
         made: dict[str, Any] = {
             name: torch.library.custom_op(f"serrate::block_{name}_{suffix}", function, mutates_args=(),
                                           device_types=device_types)
@@ -36,11 +37,11 @@ class Operators:
             operator.register_fake(_RESULTS[name])
             if name in _KEPT:
                 operator.register_autograd(_differentiated(_GRADIENTS[name], made), setup_context=_KEPT[name])
-        self._made = made
+        self._made, self._offsets = made, compute["offsets"]
 
     def offsets(self, offsets: Tensor) -> Tensor:
-        """Return `(B + 1,)` int64; see `api.block_offsets`."""
-        return self._made["offsets"](offsets)
+        """Return `(B + 1,)` int64; see `api.block_offsets`. It has no gradient, so mostly no need of an operator."""
+        return self._made["offsets"](offsets) if watched(offsets) else self._offsets(offsets)
 
     def products(self, x: Tensor, y: Tensor, rows: Rows, pairs: int) -> Tensor:
         """Return `(P, H)` of `(T, H, D)` each; see `api.block_products`."""
@@ -78,10 +79,11 @@ class Operators:
         return self._made["from_padded"](padded, *rows, pairs)
 
 
-_RESULTS: dict[str, Callable[..., Tensor]] = {
+_RESULTS: dict[str, Callable[..., Any]] = {
     "offsets": lambda offsets: offsets.new_empty(offsets.shape, dtype=torch.int64),
     "products": lambda x, y, offsets, blocks, pairs: x.new_empty((pairs, x.shape[1])),
     "matmul": lambda a, y, offsets, blocks, transposed: y.new_empty(y.shape),
+    "both_matmuls": lambda a, y, x, offsets, blocks: [y.new_empty(y.shape), x.new_empty(x.shape)],
     "softmax": lambda a, offsets, blocks, over_queries: a.new_empty(a.shape),
     "softmax_backward": lambda out, grad, offsets, blocks, over_queries: out.new_empty(out.shape),
     "differences": lambda x, y, offsets, blocks, pairs: x.new_empty((pairs, x.shape[1])),
@@ -128,6 +130,8 @@ _KEPT = {"products": _keep_factors, "matmul": _keep_matmul, "softmax": _keep_sof
 
 def _of_products(ctx: Any, grad: Tensor, made: dict[str, Any]) -> tuple:
     x, y, *rows = ctx.saved_tensors
+    if x is not None and y is not None and not torch.is_grad_enabled():  # at once, but without a graph
+        return *made["both_matmuls"](grad, y, x, *rows), None, None, None
     return (None if y is None else made["matmul"](grad, y, *rows, False),
             None if x is None else made["matmul"](grad, x, *rows, True), None, None, None)
 

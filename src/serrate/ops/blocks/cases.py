@@ -159,7 +159,7 @@ CASES = [
     Case("fewer events than rows", (0, 1, 0, 0, 2, 0, 0)),
     Case("ordinary", (5, 17, 1, 33, 8), width=24),
     Case("int32 offsets", (4, 0, 7, 1), offsets_dtype=torch.int32),
-    Case("many tiny", (1, 2, 0, 1, 3, 1, 2, 1) * 8, width=4),
+    Case("many tiny", (1, 2, 0, 1, 3, 1, 2, 1) * 3, width=4),
     Case("multiples of 8", (8, 16, 40, 8), width=32),
     Case("past a tile", (70, 3, 131), width=8),
     Case("width 1", (6, 3), width=1),

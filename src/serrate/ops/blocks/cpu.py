@@ -86,6 +86,10 @@ def _matmul(a: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, transposed: b
     return out
 
 
+def _both_matmuls(a: Tensor, y: Tensor, x: Tensor, offsets: Tensor, blocks: Tensor) -> list[Tensor]:
+    return [_matmul(a, y, offsets, blocks, False), _matmul(a, x, offsets, blocks, True)]
+
+
 def _softmax(a: Tensor, offsets: Tensor, blocks: Tensor, over_queries: bool) -> Tensor:
     out, axis = _empty(a, a.shape[0], a.shape[1], blocks), 1 if over_queries else 2
     for group in _groups(offsets, blocks):
@@ -147,6 +151,7 @@ def _from_padded(padded: Tensor, offsets: Tensor, blocks: Tensor, pairs: int) ->
 
 
 OPERATORS = Operators("cpu", {
-    "offsets": _offsets, "products": _products, "matmul": _matmul, "softmax": _softmax,
+    "offsets": _offsets, "products": _products, "matmul": _matmul,
+    "both_matmuls": _both_matmuls, "softmax": _softmax,
     "softmax_backward": _softmax_backward, "differences": _differences, "multiply": _multiply, "totals": _totals,
     "to_padded": _to_padded, "from_padded": _from_padded}, "cpu")

@@ -45,13 +45,24 @@ def _products(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, pairs: int)
 
 
 def _matmul(a: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, transposed: bool) -> Tensor:
+    found, = _sums(a, (None, y) if transposed else (y, None), offsets, blocks)
+    return found
+
+
+def _both_matmuls(a: Tensor, y: Tensor, x: Tensor, offsets: Tensor, blocks: Tensor) -> list[Tensor]:
+    return _sums(a, (y, x), offsets, blocks)
+
+
+def _sums(a: Tensor, events: tuple[Tensor | None, Tensor | None], offsets: Tensor, blocks: Tensor) -> list[Tensor]:
     from . import products
 
-    out = y.new_empty(y.shape)
-    if out.numel() and blocks.shape[0] > 1:
+    outs = [None if x is None else x.new_empty(x.shape) for x in events]
+    found = [out for out in outs if out is not None]
+    if found[0].numel() and blocks.shape[0] > 1:
         with on_device_of(a):
-            products.launch_sums(a, unit_stride(y), offsets, blocks, transposed, out)
-    return out
+            products.launch_sums(a, tuple(None if x is None else unit_stride(x) for x in events), offsets, blocks,
+                                 tuple(outs))
+    return found
 
 
 def _softmax(a: Tensor, offsets: Tensor, blocks: Tensor, over_queries: bool) -> Tensor:
@@ -129,6 +140,7 @@ def _pairs_of(like: Tensor, pairs: int, heads: int, blocks: Tensor) -> Tensor:
 
 
 OPERATORS = Operators("triton", {
-    "offsets": _offsets, "products": _products, "matmul": _matmul, "softmax": _softmax,
+    "offsets": _offsets, "products": _products, "matmul": _matmul,
+    "both_matmuls": _both_matmuls, "softmax": _softmax,
     "softmax_backward": _softmax_backward, "differences": _differences, "multiply": _multiply, "totals": _totals,
     "to_padded": _to_padded, "from_padded": _from_padded})

@@ -1,6 +1,6 @@
 """The kernels of products with square blocks: `X Yᵀ` into a block, and a block or its transpose times events.
 
-A program owns a tile of events of one row and head, goes through the other side of the row block by block, and adds in
+A program owns a tile of events of one row and head, goes through the other side of the row tile by tile, and adds in
 float32. The three are each other's gradients; see `autograd.py`.
 """
 
@@ -32,7 +32,7 @@ def _sizes(x: Tensor) -> Sizes:
     columns = max(16, triton.next_power_of_2(x.shape[2]))
     if x.dtype == torch.float32:  # products without matrix unit hold their operands in registers
         return Sizes(64, 32, min(columns, 64), 8, 2)
-    return Sizes(64, 64, min(columns, 128), 4, 3 if columns < 128 else 2)
+    return Sizes(64, 64, columns if columns <= 128 else 64, 4, 3 if columns < 128 else 2)
 
 
 def launch(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
@@ -45,14 +45,20 @@ def launch(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -
         num_warps=sizes.warps, num_stages=sizes.stages)
 
 
-def launch_sums(a: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, transposed: bool, out: Tensor) -> None:
-    """Fill `out` `(T, H, D)`, contiguous, from a `(P, H)` of any strides and y `(T, H, D)`, whose last stride is 1."""
-    sizes, (events, heads, width) = _sizes(y), y.shape
-    slots = events // sizes.tile + offsets.shape[0] - 1
-    _sums[(slots * heads * triton.cdiv(width, sizes.columns),)](
-        a, y, out, offsets, blocks, events, a.shape[0], offsets.shape[0] - 1, bisections(offsets), heads,
-        a.stride(), y.stride()[:2], width, sizes.columns, sizes.tile, sizes.block, transposed, precision(),
-        num_warps=sizes.warps, num_stages=sizes.stages)
+def launch_sums(a: Tensor, events: tuple[Tensor | None, Tensor | None], offsets: Tensor, blocks: Tensor,
+                outs: tuple[Tensor | None, Tensor | None]) -> None:
+    """Fill `outs` `(T, H, D)`, contiguous: a times events, and its transpose times events, or one of the two.
+
+    a `(P, H)` of any strides; events `(T, H, D)`, whose last stride is 1, for each result that is asked for.
+    """
+    given = next(each for each in events if each is not None)
+    sizes, (count, heads, width) = _sizes(given), given.shape
+    slots = count // sizes.tile + offsets.shape[0] - 1
+    sides = sum(out is not None for out in outs)
+    _sums[(slots * heads * triton.cdiv(width, sizes.columns) * sides,)](
+        a, *events, *outs, offsets, blocks, count, a.shape[0], offsets.shape[0] - 1, bisections(offsets), heads,
+        a.stride(), *((0, 0) if each is None else each.stride()[:2] for each in events), width, sizes.columns,
+        sizes.tile, sizes.block, precision(), num_warps=sizes.warps, num_stages=sizes.stages)
 
 
 @triton.jit
@@ -108,25 +114,46 @@ def _products_of_tile(x_source, y_source, out, first, start, length, block, held
 
 
 @triton.jit(do_not_specialize=["T", "P", "B", "steps"])
-def _sums(a_source, y_source, out, offsets, blocks, T, P, B, steps, H, a_strides, y_strides, D: tl.constexpr,
-          BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr):
-    """BD columns of the sums of BM events of one row and head: of queries over all keys, or the other way round."""
+def _sums(a, keys, queries, of_queries, of_keys, offsets, blocks, T, P, B, steps, H, a_strides, k_strides, q_strides,
+          D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):
+    """BD columns of the sums of BM events of one row and head: of queries over keys, or of keys over queries.
+
+    Where both are asked for, the programs of either kind take turns.
+    """
+    pid = tl.program_id(0)
+    if of_keys is None:
+        _sums_of_program(pid, a, keys, of_queries, offsets, blocks, T, P, B, steps, H, a_strides, k_strides, D, BD, BM,
+                         BN, False, PRECISION)
+    elif of_queries is None:
+        _sums_of_program(pid, a, queries, of_keys, offsets, blocks, T, P, B, steps, H, a_strides, q_strides, D, BD, BM,
+                         BN, True, PRECISION)
+    elif pid % 2 == 0:
+        _sums_of_program(pid // 2, a, keys, of_queries, offsets, blocks, T, P, B, steps, H, a_strides, k_strides, D,
+                         BD, BM, BN, False, PRECISION)
+    else:
+        _sums_of_program(pid // 2, a, queries, of_keys, offsets, blocks, T, P, B, steps, H, a_strides, q_strides, D,
+                         BD, BM, BN, True, PRECISION)
+
+
+@triton.jit
+def _sums_of_program(pid, a_source, y_source, out, offsets, blocks, T, P, B, steps, H, a_strides, y_strides,
+                     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TRANSPOSED: tl.constexpr,
+                     PRECISION: tl.constexpr):
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
-    part = tl.program_id(0) % (H * CHUNKS)
+    part = pid % (H * CHUNKS)
     h = tl.cast(part % H, tl.int64)
     d = part // H * BD + tl.arange(0, BD)
-    slot = tl.cast(tl.program_id(0) // (H * CHUNKS), tl.int64)
-    row, first, start, length = events_of(offsets, slot, T, B, steps, BM)
+    row, first, start, length = events_of(offsets, tl.cast(pid // (H * CHUNKS), tl.int64), T, B, steps, BM)
     block, held = block_of(blocks, row, length, P)
     a_source += h * a_strides[1]
     y_source += h * y_strides[1]
     if first < length:
         if (length % 8 == 0) & (block % 8 == 0):
-            found = _sums_of_tile(a_source, y_source, first, start, length, block, held, d, a_strides, y_strides, D, BD,
-                                  BM, BN, TRANSPOSED, PRECISION, True)
+            found = _sums_of_tile(a_source, y_source, first, start, length, block, held, d, a_strides, y_strides, D,
+                                  BD, BM, BN, TRANSPOSED, PRECISION, True)
         else:
-            found = _sums_of_tile(a_source, y_source, first, start, length, block, held, d, a_strides, y_strides, D, BD,
-                                  BM, BN, TRANSPOSED, PRECISION, False)
+            found = _sums_of_tile(a_source, y_source, first, start, length, block, held, d, a_strides, y_strides, D,
+                                  BD, BM, BN, TRANSPOSED, PRECISION, False)
         events = first + tl.arange(0, BM)
         at = out + ((start + events) * H + h)[:, None] * D + d[None, :]
         tl.store(at, found.to(out.dtype.element_ty), mask=(events < length)[:, None] & (d < D)[None, :])
@@ -136,13 +163,20 @@ def _sums(a_source, y_source, out, offsets, blocks, T, P, B, steps, H, a_strides
 def _sums_of_tile(a_source, y_source, first, start, length, block, held, d, a_strides, y_strides, D: tl.constexpr,
                   BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TRANSPOSED: tl.constexpr,
                   PRECISION: tl.constexpr, ALIGNED: tl.constexpr):
+    """The sums of one tile, from the diagonal on: forwards over keys, backwards over queries.
+
+    So programs of both kinds that run side by side come to the same pairs at the same time, one of them from a cache.
+    """
     own = tl.arange(0, BM)
     other = tl.arange(0, BN)
     total = tl.zeros([BM, BD], tl.float32)
-    for n in range(0, length, BN):
+    tiles = tl.cdiv(length, BN)
+    for i in range(0, tiles):
         if TRANSPOSED:  # queries along the first axis of the tile, as they lie
+            n = (first // BN + tiles - i) % tiles * BN
             a = _pairs(a_source, n, other, first + own, held, length, block, a_strides[0], ALIGNED).T
         else:
+            n = (first // BN + i) % tiles * BN
             a = _pairs(a_source, first, own, n + other, held, length, block, a_strides[0], ALIGNED)
         y = _events(y_source, start + n, length - n, d, y_strides, D, BN)
         total = tl.dot(a, y, total, input_precision=PRECISION)

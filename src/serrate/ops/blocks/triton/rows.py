@@ -102,6 +102,6 @@ def clear_past(out, blocks, B, P, H, STEP: tl.constexpr):
     step = tl.arange(0, STEP)
     end = P * tl.cast(H, tl.int64)
     begin = tl.load(blocks + B) * H + tl.cast(tl.program_id(0), tl.int64) * STEP
-    for n in range(begin, end, tl.num_programs(0) * STEP):
+    for n in range(begin, end, tl.cast(tl.num_programs(0), tl.int64) * STEP):
         at = n + step
         tl.store(out + at, tl.zeros([STEP], out.dtype.element_ty), mask=at < end)

@@ -26,7 +26,8 @@ def launch(a: Tensor, grad: Tensor | None, offsets: Tensor, blocks: Tensor, over
         programs = min(pairs // _STRIP + rows, _PROGRAMS)
         _over_queries[(programs * heads,)](*given, _STRIP, num_warps=8)
     else:
-        _over_keys[((pairs // _SPAN + rows) * heads,)](*given, _SPAN, num_warps=4)
+        warps = 4 if heads == 1 else 8  # numbers that are apart have an address each, in registers
+        _over_keys[((pairs // _SPAN + rows) * heads,)](*given, _SPAN, num_warps=warps)
 
 
 @triton.jit
