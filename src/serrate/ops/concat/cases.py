@@ -65,7 +65,7 @@ CASES = [
     Case("many tiny", ((1, 2, 0, 1, 3) * 50, (0, 2, 1, 0, 1) * 50)),
     Case("one long", ((0, 1, 0), (1, 300, 2)), inner=(40,)),
     Case("many parts", ((1, 2), 1, (0, 3), 2, (4, 0), (1, 1), 0)),
-    Case("int32 offsets", ((4, 0, 7), 2, (1, 3, 0)), narrow=True),
+    Case("narrow offsets", ((4, 0, 7), 2, (1, 3, 0)), narrow=True),
     Case("offsets of both dtypes", ((4, 0, 7), (1, 3, 0)), narrow=None),
     Case("numbers", (2, (4, 0, 7)), inner=()),
     Case("width 1", (2, (4, 0, 7)), inner=(1,)),

@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_BYTES = 16384  # of a program, 128 a thread
+_TILE = 2048  # words of a program, 16 a thread
+_EVENTS = 512  # of a program at most, as each has to find its row
 _WIDEST = 1024  # words of an event that a program moves at once
 _ENDS = 128  # joined offsets that a program writes
 
@@ -55,7 +56,7 @@ def move(joined: Tensor, rows: Sequence[Rows], parts: Sequence[Tensor], of_parts
     width = max(flat.shape[1], 1)
     events = flat.shape[0] if flat.shape[1] else 0
     block = min(triton.next_power_of_2(width), _WIDEST)
-    tile = max(1, _BYTES // size // block)
+    tile = min(_TILE // block, _EVENTS)
     programs = triton.cdiv(events, tile) * triton.cdiv(width, block)
     if ends is not None:
         programs = max(programs, triton.cdiv(count + 1, _ENDS))
