@@ -58,7 +58,10 @@ class PaddedBatch:
 
 
 class PaddedRanker(nn.Module):
-    """A `RankingModel` over padded rows, of the same weights; attention by `attend`, called as torch's own."""
+    """A `RankingModel` over padded rows, of the same weights; attention by `attend`, called as torch's own.
+
+    In training Dice counts cells of padding like events, as most code does; everywhere else it is the model's oracle.
+    """
 
     def __init__(self, model: RankingModel, attend: Callable[..., Tensor] = F.scaled_dot_product_attention):
         super().__init__()
