@@ -14,9 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...attention.triton.tile import precision
-from .rows import chunk_of, find_row, load_tile, slots, turns
+from .rows import chunk_of, find_row, slots, turns
+from .tile import load_matrix, load_tile, store_tile
 
-CHUNK = 2048  # events that are summed at once
+SHIFT = 11  # 2,048 events are summed at once
 _PROGRAMS = 1024  # enough to fill any device
 _ADDED = 1024  # elements of a matrix that one program adds
 
@@ -31,58 +32,80 @@ class Sizes(NamedTuple):
     stages: int
 
 
-def sizes(x: Tensor, width: int, rows: int, jagged: bool) -> Sizes:
-    """Return the sizes for events x `(T, H, D)` in so many rows, and results `width` wide.
+class Source(NamedTuple):
+    """Where each row finds its events of x, if not where it lies itself: in row `rows[b]` of `offsets`."""
+
+    rows: Tensor
+    offsets: Tensor
+
+
+def tile_events(events: int, rows: int) -> int:
+    """Return how many events a tile has, of so many in so many rows."""
+    mean = events // max(rows, 1)
+    return 16 if mean < 24 else 32 if mean < 48 else 64
+
+
+def sizes(shape: tuple[int, int, int], rows: int, dtype: torch.dtype, jagged: bool) -> Sizes:
+    """Return the sizes for T events in so many rows, D wide, and results that are F wide.
 
     Products of float32 have no matrix unit and hold their operands in registers: they are summed over few at a time.
     """
-    mean = x.shape[0] // max(rows, 1)
-    events = 16 if mean < 24 else 32 if mean < 48 else 64
-    depth, columns = (max(16, triton.next_power_of_2(each)) for each in (x.shape[2], width))
-    if x.dtype == torch.float32 and precision() == "ieee":
+    events = tile_events(shape[0], rows)
+    depth, columns = (max(16, triton.next_power_of_2(each)) for each in shape[1:])
+    if dtype == torch.float32 and precision() == "ieee":
         columns = min(columns, 64)
         return Sizes(16, min(depth, 64), columns, 8, 2) if jagged else Sizes(events, 16, columns, 8, 2)
-    most = 128 if x.dtype != torch.float32 else 64
+    most = 128 if dtype != torch.float32 else 64
     depth, columns = min(depth, most), min(columns, most)
     return Sizes(events, depth, columns, 8 if depth * columns > 8192 else 4, 3)
+
+
+def chunk_shift(tile: int, work: int) -> int:
+    """Return how many events a program has, as a power of two: a tile of them at least, of `work` events in all."""
+    return min(max(tile, work // _PROGRAMS).bit_length() - 1, SHIFT)
 
 
 def launch_dense(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor, out: Tensor) -> None:
     """Fill `out` `(T, H, F)`. The last stride of `x` and `bias` is 1, and one of the last two of `y`."""
     (events, heads, width), (rows, *_, columns) = x.shape, y.shape
-    size = sizes(x, columns, rows, False)
+    size = sizes((events, width, columns), rows, x.dtype, False)
     blocks = triton.cdiv(columns, size.columns)
-    chunk = min(max(size.events, triton.next_power_of_2(events * heads * blocks // _PROGRAMS)), CHUNK)
-    count, several = slots(events, rows, chunk), turns(events, rows, size.events)
+    shift = chunk_shift(size.events, events * heads * blocks)
+    count, several = slots(events, rows, shift), turns(events, rows, size.events)
     _dense[triton.cdiv(count, several) * heads * blocks,](
-        x, y, bias, out, offsets, events, rows, heads, count, several, x.stride()[:2], y.stride(),
-        (0, 0) if bias is None else bias.stride()[:2], width, columns, *size[:3], chunk, precision(),
+        x, y, bias, out, offsets, events, rows, heads, count, several, shift, x.stride()[:2], y.stride(),
+        (0, 0) if bias is None else bias.stride()[:2], width, columns, *size[:3], precision(),
         num_warps=size.warps, num_stages=size.stages)
 
 
-def launch_jagged(x: Tensor, y: Tensor, offsets: Tensor, out: Tensor, sums: Tensor | None) -> None:
-    """Fill `out` `(B, H, D, F)` and, where asked for, `sums` `(B, H, F)`. The last stride of `x` and `y` is 1."""
-    (events, heads, width), rows, columns = x.shape, out.shape[0], y.shape[2]
-    size = sizes(x, columns, rows, True)
+def launch_jagged(x: Tensor, y: Tensor, offsets: Tensor, out: Tensor, sums: Tensor | None,
+                  source: Source | None = None) -> None:
+    """Fill `out` `(B, H, D, F)` and, where asked for, `sums` `(B, H, F)`, of any dtype.
+
+    The last stride of `x` and `y` is 1. `offsets` are those of `y`, and of `x` without a `source`.
+    """
+    (events, heads, columns), rows, width = y.shape, out.shape[0], x.shape[2]
+    size = sizes((events, width, columns), rows, x.dtype, True)
     blocks = triton.cdiv(columns, size.columns) * triton.cdiv(width, size.depth)
-    count, several = slots(events, rows, CHUNK), turns(events, rows, 16)
-    # of rows longer than a chunk no two first chunks begin among the same CHUNK events, and no two later ones
-    parts = 2 * triton.cdiv(events, CHUNK) if events > CHUNK else 0
+    count, several = slots(events, rows, SHIFT), turns(events, rows, 16)
+    # of rows longer than a chunk no two first chunks begin among the same 2,048 events, and no two later ones
+    parts = 2 * slots(events, 1, SHIFT) if events > 1 << SHIFT else 0
     height = width + (sums is not None)
     partial = out.new_empty(parts, heads, height, columns, dtype=torch.float32)
     _jagged[triton.cdiv(count, several) * heads * blocks,](
-        x, y, out, sums, partial, offsets, events, rows, heads, count, several, x.stride()[:2], y.stride()[:2],
-        width, columns, *size[:3], CHUNK, precision(), num_warps=size.warps, num_stages=size.stages)
+        x, y, out, sums, partial, offsets, None if source is None else tuple(source), events, rows, heads, count,
+        several, x.stride()[:2], y.stride()[:2], width, columns, *size[:3], SHIFT, precision(),
+        num_warps=size.warps, num_stages=size.stages)
     if parts:
         blocks = triton.cdiv(height * columns, _ADDED)
-        _added[rows * heads * blocks,](partial, out, sums, offsets, events, heads, width, columns, CHUNK, _ADDED,
+        _added[rows * heads * blocks,](partial, out, sums, offsets, events, heads, width, columns, SHIFT, _ADDED,
                                        num_warps=4)
 
 
-@triton.jit(do_not_specialize=["events", "rows", "heads", "slots", "turns"])
-def _dense(x, y, bias, out, offsets, events, rows, heads, slots, turns, x_strides, y_strides, bias_strides,
+@triton.jit(do_not_specialize=["events", "rows", "heads", "slots", "turns", "shift"])
+def _dense(x, y, bias, out, offsets, events, rows, heads, slots, turns, shift, x_strides, y_strides, bias_strides,
            D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr,
-           CHUNK: tl.constexpr, PRECISION: tl.constexpr):
+           PRECISION: tl.constexpr):
     """BF columns of the products of some chunks of one head and the matrices of their rows."""
     pid = tl.program_id(0)
     blocks: tl.constexpr = (F + BF - 1) // BF
@@ -92,10 +115,10 @@ def _dense(x, y, bias, out, offsets, events, rows, heads, slots, turns, x_stride
     x += h * x_strides[1]
     y += h * y_strides[1]
     out += h * F
-    row = find_row(offsets, begin, rows, CHUNK)
+    row = find_row(offsets, begin, rows, shift)
     for slot in range(begin, tl.minimum(begin + turns, slots)):
-        _, end, first, following = chunk_of(offsets, slot, row, events, CHUNK)
-        count = tl.minimum(end - first, CHUNK).to(tl.int32)
+        _, end, first, following = chunk_of(offsets, slot, row, events, shift)
+        count = tl.minimum(end - first, 1 << shift).to(tl.int32)
         if count > 0:
             matrix_at = y + tl.cast(row, tl.int64) * y_strides[0]
             added = tl.zeros([BF], tl.float32)
@@ -103,44 +126,29 @@ def _dense(x, y, bias, out, offsets, events, rows, heads, slots, turns, x_stride
                 added += tl.load(bias + tl.cast(row, tl.int64) * bias_strides[0] + h * bias_strides[1] + column,
                                  mask=column < F, other=0.0)
             if D <= BD:  # the matrix stays where it is while the events pass by
-                matrix = _matrix(matrix_at, y_strides[2], y_strides[3], 0, column, D, F, BD)
+                matrix = load_matrix(matrix_at, y_strides[2], y_strides[3], 0, column, D, F, BD)
                 for at in range(0, count, BT):
                     events_at = x + (first + at) * x_strides[0]
                     tile = load_tile(events_at, x_strides[0], count - at, D, tl.arange(0, BD), BT)
                     acc = tl.dot(tile, matrix, input_precision=PRECISION) + added[None, :]
-                    _store(out + (first + at) * heads * F, acc, heads * F, count - at, column, F, BT)
+                    store_tile(out + (first + at) * heads * F, acc, heads * F, count - at, column, F, BT)
             else:
                 for at in range(0, count, BT):
                     events_at = x + (first + at) * x_strides[0]
                     acc = tl.zeros([BT, BF], tl.float32)
                     for d in range(0, D, BD):
                         tile = load_tile(events_at, x_strides[0], count - at, D, d + tl.arange(0, BD), BT)
-                        matrix = _matrix(matrix_at, y_strides[2], y_strides[3], d, column, D, F, BD)
+                        matrix = load_matrix(matrix_at, y_strides[2], y_strides[3], d, column, D, F, BD)
                         acc = tl.dot(tile, matrix, acc, input_precision=PRECISION)
-                    _store(out + (first + at) * heads * F, acc + added[None, :], heads * F, count - at, column, F, BT)
+                    acc += added[None, :]
+                    store_tile(out + (first + at) * heads * F, acc, heads * F, count - at, column, F, BT)
         row = following
 
 
-@triton.jit
-def _matrix(source, stride_d, stride_f, first, columns, D, F, BD: tl.constexpr):
-    """The lines from `first` on of a matrix (D, F), (BD, columns); zeros past its sides."""
-    line = first + tl.arange(0, BD)
-    inside = (line < D)[:, None] & (columns < F)[None, :]
-    return tl.load(source + line[:, None] * stride_d + columns[None, :] * stride_f, mask=inside, other=0.0)
-
-
-@triton.jit
-def _store(target, rows, stride, count, columns, width, N: tl.constexpr):
-    """Store `rows` (N, columns), of which there are `count` and `width`."""
-    step = tl.arange(0, N)
-    inside = (step < count)[:, None] & (columns < width)[None, :]
-    tl.store(target + step[:, None] * stride + columns[None, :], rows.to(target.dtype.element_ty), mask=inside)
-
-
 @triton.jit(do_not_specialize=["events", "rows", "heads", "slots", "turns"])
-def _jagged(x, y, out, sums, partial, offsets, events, rows, heads, slots, turns, x_strides, y_strides,
+def _jagged(x, y, out, sums, partial, offsets, source, events, rows, heads, slots, turns, x_strides, y_strides,
             D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr,
-            CHUNK: tl.constexpr, PRECISION: tl.constexpr):
+            SHIFT: tl.constexpr, PRECISION: tl.constexpr):
     """A block (BD, BF) of the products over some chunks of one head; of a row of several chunks a partial sum each."""
     pid = tl.program_id(0)
     across: tl.constexpr = (F + BF - 1) // BF
@@ -152,39 +160,45 @@ def _jagged(x, y, out, sums, partial, offsets, events, rows, heads, slots, turns
     h = pid // (across * down) % heads
     begin = pid // (across * down * heads) * turns
     height: tl.constexpr = D + (sums is not None)
+    chunk: tl.constexpr = 1 << SHIFT
     x += tl.cast(h, tl.int64) * x_strides[1]
     y += tl.cast(h, tl.int64) * y_strides[1]
-    row = find_row(offsets, begin, rows, CHUNK)
+    row = find_row(offsets, begin, rows, SHIFT)
     for slot in range(begin, tl.minimum(begin + turns, slots)):
-        own, end, first, following = chunk_of(offsets, slot, row, events, CHUNK)
+        own, end, first, following = chunk_of(offsets, slot, row, events, SHIFT)
         if (first < end) | (first == own):  # an empty row has zeros
-            count = tl.minimum(end - first, CHUNK).to(tl.int32)
+            count = tl.minimum(end - first, chunk).to(tl.int32)
             acc = tl.zeros([BD, BF], tl.float32)
             total = tl.zeros([BF], tl.float32)
+            events_at = x + first * x_strides[0]
+            if source is not None:
+                events_at += (tl.load(source[1] + tl.load(source[0] + row)) - own) * x_strides[0]
             for at in range(0, count, BT):
-                left = load_tile(x + (first + at) * x_strides[0], x_strides[0], count - at, D, lines, BT)
+                left = load_tile(events_at, x_strides[0], count - at, D, lines, BT)
                 right = load_tile(y + (first + at) * y_strides[0], y_strides[0], count - at, F, column, BT)
                 acc = tl.dot(left.T, right, acc, input_precision=PRECISION)
                 if sums is not None:
                     total += tl.sum(right.to(tl.float32), 0)
-            if end - own <= CHUNK:
+                events_at += BT * x_strides[0]
+            if end - own <= chunk:
                 place = tl.cast(row, tl.int64) * heads + h
-                _store(out + (place * D + line) * F, acc, F, D - line, column, F, BD)
+                store_tile(out + (place * D + line) * F, acc, F, D - line, column, F, BD)
                 if sums is not None:
                     tl.store(sums + place * F + column, total.to(sums.dtype.element_ty), mask=own_sums)
             else:
-                place = (2 * (first // CHUNK) + (first > own).to(tl.int64)) * heads + h
-                _store(partial + (place * height + line) * F, acc, F, D - line, column, F, BD)
+                place = (2 * (first >> SHIFT) + (first > own).to(tl.int64)) * heads + h
+                store_tile(partial + (place * height + line) * F, acc, F, D - line, column, F, BD)
                 if sums is not None:
                     tl.store(partial + (place * height + D) * F + column, total, mask=own_sums)
         row = following
 
 
 @triton.jit(do_not_specialize=["events", "heads"])
-def _added(partial, out, sums, offsets, events, heads, D: tl.constexpr, F: tl.constexpr, CHUNK: tl.constexpr,
+def _added(partial, out, sums, offsets, events, heads, D: tl.constexpr, F: tl.constexpr, SHIFT: tl.constexpr,
            BLOCK: tl.constexpr):
     """Some elements of the matrix of a row, and of its sums, from the chunks in their order; nothing of a short row."""
     height: tl.constexpr = D + (sums is not None)
+    chunk: tl.constexpr = 1 << SHIFT
     blocks: tl.constexpr = (height * F + BLOCK - 1) // BLOCK
     pid = tl.program_id(0)
     element = pid % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -193,11 +207,11 @@ def _added(partial, out, sums, offsets, events, heads, D: tl.constexpr, F: tl.co
     h = place % heads
     own = tl.minimum(tl.load(offsets + row).to(tl.int64), events)
     end = tl.minimum(tl.load(offsets + row + 1).to(tl.int64), events)
-    if end - own > CHUNK:
+    if end - own > chunk:
         inside = element < height * F
         total = tl.zeros([BLOCK], tl.float32)
-        for first in range(own, end, CHUNK):
-            part = (2 * (first // CHUNK) + (first > own).to(tl.int64)) * heads + h
+        for first in range(own, end, chunk):
+            part = (2 * (first >> SHIFT) + (first > own).to(tl.int64)) * heads + h
             total += tl.load(partial + part * (height * F) + element, mask=inside, other=0.0)
         tl.store(out + place * (D * F) + element, total.to(out.dtype.element_ty), mask=element < D * F)
         if sums is not None:
