@@ -212,6 +212,21 @@ def test_gradients_of_one_of_the_two(name, operation, device):
 
 
 @every_device
+@every_implementation
+def test_events_may_stand_on_both_sides(name, device):
+    usable(name, torch.float32, device)
+    case = NAMED["ordinary"]
+    x, = case.tensors("x", device=device)
+    for of in (lambda x, chosen: block_products(x, x, case.offsets(device), pairs=case.pairs, implementation=chosen),
+               lambda x, chosen: block_differences(x[:, 0], None, case.offsets(device), pairs=case.pairs,
+                                                   implementation=chosen)):
+        leaf, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+        for each, chosen in ((leaf, name), (exact, "reference")):
+            of(each, chosen).square().sum().backward()
+        torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=1e-4, atol=1e-3)
+
+
+@every_device
 @pytest.mark.parametrize("kind", ["products", "matmul", "multiply"])
 @pytest.mark.parametrize("name", ["cpu", "triton"])
 def test_what_no_gradient_needs_is_not_kept(name, kind, device):
