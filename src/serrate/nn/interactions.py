@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from ..errors import InvalidArgument, suggest
 from ..jagged import JaggedTensor, offsets_from_lengths
 from ..jagged.tensor import readable
 from ..ops.pool import softmax
+from ..ops.target_unit import target_unit
 
 UnitActivation = Literal["dice", "silu", "relu"]
 UnitWeights = Literal["none", "sigmoid", "softmax"]
@@ -155,34 +156,28 @@ class DINAttention(nn.Module):
         Raises:
             InvalidArgument: targets and rows that do not fit, a wrong `num_events`.
         """
-        read = _read(history.offsets, rows, num_events)
-        if targets.dim() != 2 or targets.shape[0] != read.offsets.shape[0] - 1:
-            raise InvalidArgument("targets", f"shape ({read.offsets.shape[0] - 1}, E)", tuple(targets.shape))
-        scores = self.unit(self._enter(targets, history.values, read))[:, 0]
+        ends, events = _read(history.offsets, rows, num_events)
+        if targets.dim() != 2 or targets.shape[0] != ends.shape[0] - 1:
+            raise InvalidArgument("targets", f"shape ({ends.shape[0] - 1}, E)", tuple(targets.shape))
+        scores = self.unit(self._enter(targets, history, rows, events.shape[0]))[:, 0]
         if self.weights != "none":
-            scores = scores.sigmoid() if self.weights == "sigmoid" else softmax(scores, read.offsets)
-        return F.embedding_bag(read.events, history.values, read.offsets, mode="sum", include_last_offset=True,
+            scores = scores.sigmoid() if self.weights == "sigmoid" else softmax(scores, ends)
+        return F.embedding_bag(events, history.values, ends, mode="sum", include_last_offset=True,
                                per_sample_weights=scores.to(history.dtype))  # events are weighed where they lie
 
-    def _enter(self, targets: Tensor, events: Tensor, read: "_Read") -> Tensor:
+    def _enter(self, targets: Tensor, history: JaggedTensor, rows: Tensor | None, num_events: int) -> Tensor:
         """Return the first layer's outputs `(T', F)`, of each target and each event that it reads."""
-        q, k, difference, product = self.enter.weight.chunk(4, 1)
-        of_targets = F.linear(targets, q + difference, self.enter.bias)
-        of_events = F.linear(events, k - difference)
-        return (F.linear(targets[read.targets] * events[read.events], product) + of_events[read.events]
-                + of_targets[read.targets])
+        device, layer = history.device.type, self.enter
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
+        q, k, weight, bias = (x.to(dtype) for x in (targets, history.values, layer.weight.T, layer.bias))
+        return target_unit(q, k, weight, bias, history.offsets, rows=rows, num_events=num_events)
 
 
-class _Read(NamedTuple):
-    """Which events targets read: of target `m` `events[offsets[m]:offsets[m + 1]]`; `targets` `(T',)` repeats `m`."""
+def _read(offsets: Tensor, rows: Tensor | None, num_events: int | None) -> tuple[Tensor, Tensor]:
+    """Return which events targets read of histories with `offsets` `(B + 1,)`; see `DINAttention.forward`.
 
-    offsets: Tensor
-    events: Tensor
-    targets: Tensor
-
-
-def _read(offsets: Tensor, rows: Tensor | None, num_events: int | None) -> _Read:
-    """Return what targets read of histories with `offsets` `(B + 1,)`; see `DINAttention.forward`."""
+    Those of target `m` are `events[ends[m]:ends[m + 1]]`, `(T',)` of ends `(M + 1,)`, both int64.
+    """
     starts, lengths = offsets[:-1].long(), offsets.diff().long()
     if rows is not None:
         starts, lengths = starts[rows], lengths[rows]
@@ -192,6 +187,5 @@ def _read(offsets: Tensor, rows: Tensor | None, num_events: int | None) -> _Read
         if num_events not in (None, total):
             raise InvalidArgument("num_events", f"{total}, the events that the targets read", num_events)
     ends = offsets_from_lengths(lengths)
-    every = torch.arange(lengths.shape[0], device=offsets.device)
-    targets = torch.repeat_interleave(every, lengths, output_size=total)
-    return _Read(ends, torch.arange(total, device=offsets.device) + (starts - ends[:-1])[targets], targets)
+    shift = torch.repeat_interleave(starts - ends[:-1], lengths, output_size=total)
+    return ends, torch.arange(total, device=offsets.device) + shift
