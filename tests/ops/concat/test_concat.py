@@ -238,15 +238,15 @@ def test_parts_of_a_split_that_nobody_uses_get_no_gradient(name, device):
 @every_implementation
 def test_any_derivative(name, device):
     usable(name, device, torch.float64, 2)
-    offsets = torch.tensor([0, 2, 2, 5], device=device)
+    offsets = torch.tensor([0, 3, 3], device=device)
     x, dense = (torch.randn(*shape, dtype=torch.float64, device=device, requires_grad=True)
-                for shape in ((5, 2), (3, 1, 2)))
+                for shape in ((3, 1), (2, 1, 1)))
 
     def every(x: Tensor, dense: Tensor) -> Tensor:
         values, _ = concatenate([dense, x], [None, offsets], implementation=name)
-        head, tail = split(values**3, [1, offsets], num_events=[5], implementation=name)
+        head, tail = split(values**3, [1, offsets], num_events=[3], implementation=name)
         padded = to_padded(tail**2, offsets, 2, side="left", implementation=name)
-        return from_padded(padded**2, offsets, num_events=5, implementation=name).sum() + (head**2).sum()
+        return from_padded(padded**2, offsets, num_events=3, implementation=name).sum() + (head**2).sum()
 
     assert torch.autograd.gradcheck(every, (x, dense))
     assert torch.autograd.gradgradcheck(every, (x, dense))
