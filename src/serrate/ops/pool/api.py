@@ -72,7 +72,7 @@ def pool(
     Source: pooling by a softmax of scores: Bahdanau et al., ICLR 2015 (arXiv 1409.0473); by scores as they are: Zhou et
     al., "Deep Interest Network", KDD 2018 (arXiv 1706.06978).
     """
-    _check("x", x, offsets)
+    check_events("x", x, offsets)
     if how not in HOWS:
         raise InvalidArgument("how", f"one of {', '.join(HOWS)}{suggest(str(how), HOWS)}", repr(how))
     if activation not in (None, "softmax"):
@@ -106,7 +106,7 @@ def softmax(x: Tensor, offsets: Tensor, *, implementation: str | None = None) ->
         InvalidArgument: shapes, dtypes or devices that do not fit; malformed offsets on a CPU.
         NotUsable: the implementation asked for cannot serve this call.
     """
-    _check("x", x, offsets)
+    check_events("x", x, offsets)
     chosen = select.choose("softmax", Call(x.device, x.dtype), implementation).implementation
     return chosen.compute(x.reshape(x.shape[0], x.shape[1:].numel()), offsets).reshape(x.shape)
 
@@ -171,7 +171,8 @@ def unique(ids: Tensor, offsets: Tensor, *, num_events: int | None = None,
     return found._replace(values=found.values[:num_events], counts=found.counts[:num_events])
 
 
-def _check(name: str, x: Tensor, offsets: Tensor) -> None:
+def check_events(name: str, x: Tensor, offsets: Tensor) -> None:
+    """Raise `InvalidArgument` unless `x` is `(T, *)` of a floating dtype and the offsets `(B + 1,)` are of its rows."""
     if x.dim() < 1 or 0 in x.shape[1:]:
         raise InvalidArgument(name, "shape (T, ...), with no axis of 0 after the first", tuple(x.shape))
     if not x.dtype.is_floating_point:

@@ -1,0 +1,54 @@
+"""Broadcast on CUDA in Triton: custom operators, whose kernels are imported at the first call.
+
+As in pooling, a program owns a chunk of one row, found by search: it reads what belongs to the row once.
+"""
+
+import torch
+from torch import Tensor
+
+from ...direct import on_device_of, refuse_tangents, unit_stride
+from ...pool.triton import unusable as unusable_of_rows
+from ..api import Call
+from ..autograd import like_other, register
+
+
+def unusable(call: Call) -> str | None:
+    """Serve CUDA tensors in single and half precision, where Triton is installed."""
+    return unusable_of_rows(call)
+
+
+def broadcast(x: Tensor, y: Tensor, offsets: Tensor, along: str, product: bool) -> Tensor:
+    """Add to events `(T, W)` what belongs to rows or positions, or multiply; see `api.add`."""
+    refuse_tangents("broadcast", x, y)
+    return _broadcast(x, y, offsets, along, product)
+
+
+@torch.library.custom_op("serrate::broadcast_triton", mutates_args=())
+def _broadcast(x: Tensor, y: Tensor, offsets: Tensor, along: str, product: bool) -> Tensor:
+    from .kernels import launch
+
+    out = x.new_empty(x.shape)
+    with on_device_of(x):
+        launch(unit_stride(x), y.contiguous(), offsets.contiguous(), along, product, out)
+    return out
+
+
+@torch.library.custom_op("serrate::broadcast_triton_reduced", mutates_args=())
+def _reduced(grad: Tensor, x: Tensor | None, offsets: Tensor, along: str, positions: int,
+             dtype: torch.dtype) -> Tensor:
+    from ...pool.triton.reduce import reduce
+    from .kernels import launch_over_rows, launch_to_cells
+
+    out = like_other(grad, offsets, along, positions, dtype)
+    grad, x, offsets = unit_stride(grad), None if x is None else unit_stride(x), offsets.contiguous()
+    with on_device_of(grad):
+        if along == "rows":
+            reduce(grad[:, None], offsets, out[:, None], "sum", other=None if x is None else x[:, None])
+        elif along == "both":
+            launch_to_cells(grad, x, offsets, out)
+        else:
+            launch_over_rows(grad, x, offsets, out)
+    return out
+
+
+register(_broadcast, _reduced)

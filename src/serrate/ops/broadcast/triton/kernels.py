@@ -1,0 +1,130 @@
+"""The kernels of broadcast: events with what belongs to them, and gradients back to cells and positions."""
+
+# ruff: noqa: N803
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...pool.triton.chunks import Tiles, ends, find_chunk, place
+
+_ROWS = 8  # whose events of the same positions are read at a time
+_PROGRAMS = 2048  # enough to fill a device
+
+
+def launch(x: Tensor, y: Tensor, offsets: Tensor, along: str, product: bool, out: Tensor) -> None:
+    """Fill `out` `(T, W)` from `x` with last stride 1 and `y` `(B, W)`, `(N, W)` or `(B, N, W)`, or one column of it.
+
+    `out` and `y` are contiguous.
+    """
+    events, width = x.shape
+    if out.numel():
+        tiles, rows = Tiles.of(width), offsets.shape[0] - 1
+        grid = tiles.slots(rows, events) * tiles.blocks,
+        _broadcast[grid](x, y, offsets, out, x.stride(0), rows, events, y.shape[-2], along, product, y.shape[-1],
+                         width, tiles.columns, tiles.blocks, tiles.chunk, tiles.events)
+
+
+def launch_to_cells(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tensor) -> None:
+    """Fill `out` `(B, N, W)` with the gradients of events, times `x`, and 0 past their rows."""
+    rows, positions, width = out.shape
+    if out.numel():
+        tiles = Tiles.of(width)
+        grid = rows * triton.cdiv(positions, tiles.events) * tiles.blocks,
+        _to_cells[grid](grad, x, offsets, out, grad.stride(0), 0 if x is None else x.stride(0), grad.shape[0],
+                        positions, width, tiles.columns, tiles.blocks, tiles.events)
+
+
+def launch_over_rows(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tensor) -> None:
+    """Fill `out` `(N, W)` with the sums over rows of the gradients of events, times `x`, at each position.
+
+    Some rows are summed by a program and their sums then by torch, in their order: as many groups of rows as fill a
+    device, since each group costs as much memory as the result.
+    """
+    (positions, width), rows = out.shape, offsets.shape[0] - 1
+    if not out.numel():
+        return
+    tiles = Tiles.of(width)
+    at_once = max(1, tiles.events // _ROWS)
+    blocks = triton.cdiv(positions, at_once) * tiles.blocks
+    groups = max(1, min(triton.cdiv(rows, 4 * _ROWS), triton.cdiv(_PROGRAMS, blocks)))
+    sums = out.new_empty((groups, positions, width), dtype=torch.float32)
+    _over_rows[(blocks * groups,)](grad, x, offsets, sums, grad.stride(0), 0 if x is None else x.stride(0), rows,
+                                   grad.shape[0], positions, triton.cdiv(rows, groups), groups, width, tiles.columns,
+                                   tiles.blocks, at_once, _ROWS)
+    out.copy_(sums.sum(0))
+
+
+@triton.jit(do_not_specialize=["rows", "events", "N"])
+def _broadcast(x, y, offsets, out, stride: tl.constexpr, rows, events, N, ALONG: tl.constexpr, PRODUCT: tl.constexpr,
+               Y: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr,
+               BM: tl.constexpr):
+    """The results of the events of one chunk; `y` is `Y` columns wide, 1 or all."""
+    slot, _, block = place(1, BLOCKS)
+    row, begin, _, first, count = find_chunk(offsets, rows, events, slot, CHUNK)
+    column = block * BD + tl.arange(0, BD)
+    inside = column < D
+    x += (begin + first) * stride + column[None, :]
+    out += (begin + first) * D + column[None, :]
+    if ALONG != "positions":
+        y += (tl.cast(row, tl.int64) if ALONG == "rows" else tl.cast(row, tl.int64) * N) * Y
+    if Y > 1:
+        y += column
+    else:
+        y += column * 0
+    if ALONG == "rows":
+        own = tl.load(y, mask=inside, other=0.0).to(tl.float32)[None, :]
+    for step in range(0, count, BM):
+        event = (step + tl.arange(0, BM)).to(tl.int64)[:, None]
+        there = (event < count) & inside[None, :]
+        tile = tl.load(x + event * stride, mask=there, other=0.0).to(tl.float32)
+        if ALONG != "rows":
+            own = tl.load(y[None, :] + (first + event) * Y, mask=there & (first + event < N), other=0.0).to(tl.float32)
+        tile = tile * own if PRODUCT else tile + own
+        tl.store(out + event * D, tile.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _load(grad, x, event, column, there, stride: tl.constexpr, x_stride: tl.constexpr):
+    """Gradients of events (M, 1), times `x` where there is one, as float32."""
+    tile = tl.load(grad + event * stride + column, mask=there, other=0.0).to(tl.float32)
+    if x is not None:
+        tile *= tl.load(x + event * x_stride + column, mask=there, other=0.0).to(tl.float32)
+    return tile
+
+
+@triton.jit(do_not_specialize=["events", "N"])
+def _to_cells(grad, x, offsets, out, stride: tl.constexpr, x_stride: tl.constexpr, events, N, D: tl.constexpr,
+              BD: tl.constexpr, BLOCKS: tl.constexpr, BM: tl.constexpr):
+    """BM cells of one row."""
+    cells = tl.cdiv(N, BM)
+    pid, _, block = place(1, BLOCKS)
+    row = pid // cells
+    begin, end = ends(offsets, row, events)
+    position = (pid % cells * BM + tl.arange(0, BM)).to(tl.int64)[:, None]
+    column = (block * BD + tl.arange(0, BD))[None, :]
+    tile = _load(grad, x, begin + position, column, (begin + position < end) & (column < D), stride, x_stride)
+    tl.store(out + (tl.cast(row, tl.int64) * N + position) * D + column, tile.to(out.dtype.element_ty),
+             mask=(position < N) & (column < D))
+
+
+@triton.jit(do_not_specialize=["rows", "events", "N", "share", "groups"])
+def _over_rows(grad, x, offsets, sums, stride: tl.constexpr, x_stride: tl.constexpr, rows, events, N, share, groups,
+               D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, BP: tl.constexpr, BR: tl.constexpr):
+    """The sums of BP positions over the `share` rows of one group, BR rows at a time."""
+    pid, group, block = place(groups, BLOCKS)
+    lane = tl.arange(0, BR * BP)
+    position = (pid * BP + lane % BP).to(tl.int64)
+    column = (block * BD + tl.arange(0, BD))[None, :]
+    found = tl.zeros([BR * BP, BD], tl.float32)
+    last = tl.minimum((group + 1) * share, rows)
+    for first in range(group * share, last, BR):
+        row = first + lane // BP
+        begin = tl.load(offsets + row, mask=row < last, other=0).to(tl.int64)
+        end = tl.minimum(tl.load(offsets + row + 1, mask=row < last, other=0).to(tl.int64), events)
+        event = (begin + position)[:, None]
+        found += _load(grad, x, event, column, (event < end[:, None]) & (column < D), stride, x_stride)
+    total = tl.sum(found.reshape(BR, BP, BD), 0)
+    position = (pid * BP + tl.arange(0, BP)).to(tl.int64)[:, None]
+    tl.store(sums + (tl.cast(group, tl.int64) * N + position) * D + column, total, mask=(position < N) & (column < D))
