@@ -42,6 +42,7 @@ from ..ops.blocks import (
     to_padded_blocks,
 )
 from ..ops.bmm import jagged_dense_bmm, jagged_jagged_bmm
+from ..ops.broadcast import add, multiply
 from ..ops.concat import concatenate, from_padded, to_padded
 from ..ops.pool import pool, softmax
 
@@ -186,13 +187,13 @@ def _sll_jagged_dense_flash_attention(q: Tensor, k: Tensor, v: Tensor, attn_bias
                                       allow_tf32: bool = True) -> Tensor:
     """Attend from dense queries `k` `(B, D, K)` over events: the softmax of each goes over those of its row."""
     scores = jagged_dense_bmm(q, k.to(q.dtype), offsets)
-    scores = scores + from_padded(attn_bias[:, :most], offsets, num_events=q.shape[0])
+    scores = _sll_jagged_dense_elementwise_add(scores, offsets, attn_bias.to(q.dtype), most)
     weights = _sll_jagged_softmax(scores, offsets, most)
     return jagged_jagged_bmm(weights, _cut(v, offsets, most).to(weights.dtype), offsets)
 
 
 def _sll_jagged_dense_elementwise_add(x: Tensor, x_offsets: Tensor, y: Tensor, most: int, *_: bool) -> Tensor:
-    return x + from_padded(y[:, :most], x_offsets, num_events=x.shape[0])
+    return _with_cells(x, [x_offsets], y[:, :most], add)
 
 
 def _sll_jagged_dense_elementwise_mul_jagged_out(x: Tensor, y: Tensor, x_seq_lengths: Tensor, x_offsets: Tensor,
@@ -247,6 +248,14 @@ def _taken(dense: Tensor, offsets: Sequence[Tensor], events: int) -> Tensor:
     return dense
 
 
+def _with_cells(x: Tensor, offsets: Sequence[Tensor], y: Tensor, operation: Callable[..., Tensor]) -> Tensor:
+    """Add or multiply events with cells `(B, N, …, *)`, which count as 0 past the last: see `ops.broadcast`."""
+    if x.is_cpu or len(offsets) > 1 or not x.is_floating_point():  # on a CPU rows longer than N are refused there
+        cells = _taken(y, offsets, x.shape[0])
+        return x + cells if operation is add else x * cells
+    return operation(x, y, offsets[0], along="both")
+
+
 def _jagged_1d_to_dense(values: Tensor, offsets: Tensor, max_sequence_length: int, padding_value: int) -> Tensor:
     return to_padded(values, offsets, max_sequence_length, fill=padding_value)
 
@@ -269,17 +278,17 @@ def _jagged_dense_elementwise_add(x_values: Tensor, x_offsets: Sequence[Tensor],
 
 def _jagged_dense_elementwise_add_jagged_output(x_values: Tensor, x_offsets: Sequence[Tensor],
                                                 y: Tensor) -> tuple[Tensor, list[Tensor]]:
-    return x_values + _taken(y, x_offsets, x_values.shape[0]), list(x_offsets)
+    return _with_cells(x_values, x_offsets, y, add), list(x_offsets)
 
 
 def _jagged_dense_dense_elementwise_add_jagged_output(x_values: Tensor, x_offsets: Sequence[Tensor], y_0: Tensor,
                                                       y_1: Tensor) -> tuple[Tensor, list[Tensor]]:
-    return x_values + _taken(y_0 + y_1, x_offsets, x_values.shape[0]), list(x_offsets)
+    return _with_cells(_with_cells(x_values, x_offsets, y_0, add), x_offsets, y_1, add), list(x_offsets)
 
 
 def _jagged_dense_elementwise_mul(x_values: Tensor, x_offsets: Sequence[Tensor],
                                   y: Tensor) -> tuple[Tensor, list[Tensor]]:
-    return x_values * _taken(y, x_offsets, x_values.shape[0]), list(x_offsets)
+    return _with_cells(x_values, x_offsets, y, multiply), list(x_offsets)
 
 
 def _batched_dense_vec_jagged_2d_mul(v: Tensor, a_values: Tensor, a_offsets: Tensor) -> Tensor:
