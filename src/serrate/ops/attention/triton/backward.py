@@ -197,7 +197,7 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, s
     if dropped[0] is not None:
         events = query_bits(dropped[0], h, start + step)
     side = queries_of_tile(bias, stand, mask, start + step, inside, other, length, h, KIND)
-    tables = (tables, room_for_sums(h, HOW[4], KIND))
+    tables = (tables, room_for_sums(h, HOW[4] and q.dtype != tl.float32, KIND))
     g = h // KIND[4]
     for i in range(blocks[0], blocks[1]):
         dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, i * BN, g, other, strides, length,

@@ -12,7 +12,10 @@ theirs do not follow from their places; and the gradients of float32, whose sums
 
 # ruff: noqa: N803, N806
 
+import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import torch
 import triton
@@ -25,6 +28,27 @@ from .weigh import share_of
 
 COPIES = 64  # of each sum, so that few programs at a time add to the same one
 _BITS = 21  # of what a pair adds to a table in shared memory, in half precision
+
+
+def admit(module: Any, function: int, name: str, *others: Any) -> None:
+    """Ask the driver for the shared memory that a kernel of ours needs, once Triton has loaded it.
+
+    A kernel gets more than 48 KiB on demand only, and Triton asks where the part that it knows of is larger alone.
+    """
+    if name not in _WITH_BIAS:
+        return
+    with suppress(OSError):
+        driver, granted = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+        driver.cuFuncGetAttribute(ctypes.byref(granted), _DYNAMIC_SHARED, ctypes.c_void_p(function))
+        if granted.value < _UNASKED:
+            driver.cuFuncSetAttribute(ctypes.c_void_p(function), _DYNAMIC_SHARED, _UNASKED)
+
+
+_WITH_BIAS = {"_forward", "_backward_q", "_backward_kv"}
+_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_UNASKED = 48 * 1024
+if not triton.knobs.runtime.interpret:
+    triton.knobs.runtime.kernel_load_end_hook.add(admit)
 
 
 def of_bias(problem: Problem) -> tuple | None:
@@ -313,10 +337,10 @@ def _longest(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def room_for_sums(h, OF_TABLES: tl.constexpr, KIND: tl.constexpr):
+def room_for_sums(h, WANTED: tl.constexpr, KIND: tl.constexpr):
     """Where in shared memory there are 256 sums of distances in 4 columns, then 128 of buckets in 32: int32, all 0."""
     place = h
-    if OF_TABLES and KIND[8]:
+    if WANTED and KIND[8]:
         place = tl.inline_asm_elementwise("{ .shared .align 16 .b8 sums[20480]; mov.u32 $0, sums; }", "=r,r", [h],
                                           dtype=tl.int32, is_pure=False, pack=1)
         clear(place + 16 * tl.arange(0, 1024))

@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
-from .forward import barriers, count_blocks, describe, find_tile, share, silu, slope, store_rows, weights_of
+from .forward import barriers, count_blocks, describe, find_tile, share, sigmoid, slope, store_rows, weights_of
 
 TILE = 128  # events of a tile: 64 for each of two warp groups
 
@@ -137,7 +137,10 @@ def _add_to_keys(memory, place, start, blocks, dk_target, dv_target, factors, H,
         n = start + j * BN
         if ACT:
             s = warpgroup_mma_wait(1, [scores])
-            p, change = silu(s * factors[0])
+            y = sigmoid(s, factors[0])
+            x = s * factors[0]
+            p = x * y
+            change = y + y * (x - p)
             if n + BN > end:  # of a softmax, queries past the row's end have a log-sum-exp that makes it 0
                 there = (n + gl.arange(0, BN, s_cols) < end)[None, :]
                 p = gl.where(there, p, 0.0)
@@ -242,7 +245,9 @@ def see_keys(dq, q, do, k, v, zeros, sums, n, limits, scale, ACT: gl.constexpr):
     dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(1, [scores])
     if ACT:
-        _, change = silu(s * scale)
+        y = sigmoid(s, scale)
+        x = s * scale
+        change = y + y * (x - x * y)
     else:
         change = gl.exp2(s * scale - sums[0][:, None])
     if n + BN > limits[0]:

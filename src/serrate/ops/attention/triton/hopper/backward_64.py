@@ -27,7 +27,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
 from .backward import see_keys
-from .forward import barriers, count_blocks, describe, find_tile, share, silu, slope, store_rows, weights_of
+from .forward import barriers, count_blocks, describe, find_tile, share, sigmoid, slope, store_rows, weights_of
 
 TILE = 64  # events of a tile: what one matrix instruction takes
 TERMS = 16  # columns of `_store_terms`: the least that a product sums over
@@ -160,7 +160,10 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
                 scores = warpgroup_mma(k, q.permute([1, 0]), zeros, use_acc=False, is_async=True)
                 dots = warpgroup_mma(v, grad.permute([1, 0]), zeros, use_acc=False, is_async=True)
                 s = warpgroup_mma_wait(1, [scores])
-                p, change = silu(s * factors[0])
+                y = sigmoid(s, factors[0])
+                x = s * factors[0]
+                p = x * y
+                change = y + y * (x - p)
             else:
                 terms = terms_smem.index(stage).reshape([BN, 16]).permute([1, 0])
                 scores = warpgroup_mma(take_lse, terms, zeros, use_acc=False, is_async=True)

@@ -28,7 +28,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..plan import Plan, block_width
 from ..problem import CAUSAL, Problem
-from ..weigh import SIGMOIDS, share_of
+from ..weigh import share_of
 
 _GROUP = 64  # queries of a warp group: what one matrix instruction takes
 
@@ -99,11 +99,11 @@ def barriers(N: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit
-def silu(x):
-    """The weights of scores x, and their derivatives."""
-    y = gl.inline_asm_elementwise(SIGMOIDS, "=f,=f,f,f", [x], dtype=gl.float32, is_pure=True, pack=2)
-    p = x * y
-    return p, p * (1.0 - y) + y
+def sigmoid(s, scale):
+    """1 / (1 + exp(-s · scale)); see `weigh.sigmoid`."""
+    return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f",
+                                     [1.0 + gl.exp2(s * (scale * -1.4426950408889634))], dtype=gl.float32,
+                                     is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -139,8 +139,7 @@ def _masked_part(q, k, first, end, n, scale, N: gl.constexpr, CAUSAL: gl.constex
         high = gl.minimum(high, rows + 1)
     seen = cols[None, :] < high[:, None]
     if ACT:
-        p, _ = silu(s * scale)
-        p = gl.where(seen, p, 0.0)
+        p = gl.where(seen, s * sigmoid(s, scale), 0.0)
         m = gl.full([BM], 0.0, gl.float32, gl.SliceLayout(1, layout))
         total = m
     else:
@@ -176,7 +175,7 @@ def _masked_block(q, k, first, end, n, scale, CAUSAL: gl.constexpr, ACT: gl.cons
 def _weigh(s, m, total, scale, ACT: gl.constexpr):
     """Scores to weights: the running maximum and sum, the weights, and what earlier ones shrink by (not pointwise)."""
     if ACT:
-        p, _ = silu(s * scale)
+        p = s * sigmoid(s, scale)  # the rest of silu, `scale`, is left for the sum
         shrink = m
     else:
         top = gl.maximum(m, gl.max(s, 1) * scale)
@@ -191,7 +190,7 @@ def _weigh(s, m, total, scale, ACT: gl.constexpr):
 def _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV: gl.constexpr, ACT: gl.constexpr):
     """Normalise and store the output of a tile, and of a softmax its log-sum-exp."""
     if ACT:
-        acc = acc * share(factors, begin, end, ACT)
+        acc = acc * (factors[0] * share(factors, begin, end, ACT))
     else:
         o_rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
         _store_lse(lse, m, total, first, h, end, T)
