@@ -55,7 +55,7 @@ def multiply(x: Tensor, y: Tensor, offsets: Tensor, *, along: Along = "rows",
 
 
 def require_positions(offsets: Tensor, along: str, positions: int) -> None:
-    """Raise `InvalidArgument` where a row is longer than there are positions, int; reads offsets `(B + 1,)`."""
+    """Raise `InvalidArgument` where a row of offsets `(B + 1,)`, int32 or int64, is longer than there are positions."""
     if along == "rows" or offsets.shape[0] < 2:
         return
     longest = int(offsets.diff().max())

@@ -36,10 +36,11 @@ def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | Non
         others = parts.new_empty(parts.shape, dtype=torch.int32 if how == "max" else torch.float32)
     elif how == "softmax":
         others = parts.new_empty((2, slots, heads))
+    at_once = max(1, tiles.events // 2) if how == "max" else tiles.events  # places take registers too
     sizes = width, tiles.columns, tiles.blocks, tiles.chunk
     strides = *x.stride()[:2], *outer_strides(other), *outer_strides(weights)
     _reduce[(slots * heads * tiles.blocks,)](x, other, weights, strides, offsets, parts, others, out, kept, rows,
-                                             events, slots, heads, how, *sizes, tiles.events)
+                                             events, slots, heads, how, *sizes, at_once)
     _combine[(rows * heads * tiles.blocks,)](offsets, parts, others, out, kept, rows, events, slots, heads, how,
                                              *sizes, _COMBINED)
 
