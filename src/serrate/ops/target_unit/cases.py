@@ -66,7 +66,7 @@ CASES = [
     Case("last empty", (3, 2, 0)),
     Case("one event", (1,)),
     Case("fewer events than rows", (0, 1, 0, 0, 2, 0, 0)),
-    Case("many tiny", (1, 2, 0, 1, 3, 1, 2, 1) * 10, width=8, columns=8),
+    Case("many tiny", (1, 2, 0, 1, 3, 1, 2, 1) * 5, width=8, columns=8),
     Case("ordinary", (5, 17, 1, 32, 8)),
     Case("one long", (1, 0, 150, 2)),
     Case("int32 offsets", (4, 0, 7, 1), offsets_dtype=torch.int32),
