@@ -42,7 +42,7 @@ def quality() -> str:
             seconds = [entry["value"] for entry in metrics.get("run_s", [])]
             hit_rate, ndcg = (mean(e["value"] for e in metrics[metric]) for metric in ("hr@10", "ndcg@10"))
             body.append([name, f"**{hit_rate:.4f}**", f"{ndcg:.4f}",
-                         " / ".join(f"{entry['value']:.4f}" for entry in seeds) if seconds else "",
+                         " / ".join(f"{entry['value']:.4f}" for entry in seeds) if len(seeds) > 1 else "",
                          f"{mean(seconds):.0f}" if seconds else "", device])
         differences = [f"{e['implementation']}: {e['metric']} {e['value']:+.4f} [{e['low']:+.4f}, {e['high']:+.4f}]"
                        for e in found if e["unit"] == "difference" and e["seed"] == min(

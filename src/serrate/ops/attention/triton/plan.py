@@ -122,11 +122,11 @@ def _of_any(width: int, heads_first: bool, tma: bool, kind: int, plain: bool) ->
 def _biased(tiling: Tiling, width: int, tma: bool) -> Tiling:
     """Return the sizes where scores get a bias: small blocks of keys leave room for more programs, which wait less."""
     if width <= 64:
-        queries = Sizes(64, 32, 4, 2 if width < 64 else 4 if tma else 5, tma)
-        return replace(tiling, forward=Sizes(64, 32, 4, 3, tma), queries=queries, keys=Sizes(64, 32, 4, 3, tma))
+        queries, keys = Sizes(64, 64, 4, 2, tma), Sizes(64, 32, 4, 3, tma, 168)
+        return replace(tiling, forward=Sizes(64, 32, 4, 3, tma), queries=queries, keys=keys)
     if width == 128:
-        queries, keys = Sizes(64, 32, 4, 2 if tma else 4, tma), Sizes(64, 32, 4, 2, tma)
-        return replace(tiling, forward=Sizes(64, 32, 4, 3), queries=queries, keys=keys)
+        size = Sizes(64, 32, 4, 2, tma)
+        return replace(tiling, forward=Sizes(64, 32, 4, 3), queries=size, keys=size)
     return tiling
 
 

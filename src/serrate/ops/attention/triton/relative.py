@@ -407,7 +407,8 @@ def add_to_tables(ds, tables, bias, side, lowest, within, at, distance, part, WI
         if SHARED:
             increase((at - side[4]) * 32 + (own + 4096 + lane() * 4), whole)
         else:
-            tl.atomic_add(target + at, whole.to(tl.int64), mask=ds != 0.0, sem="relaxed")
+            index = tl.minimum((at - side[4]) // 4, bias[4]) if KIND[8] else at
+            tl.atomic_add(target + index, whole.to(tl.int64), mask=ds != 0.0, sem="relaxed")
     if SHARED:
         hand_on(sums, bias, side, lowest, copy, own, 128 if M + N <= 128 else 256, KIND[3])
 

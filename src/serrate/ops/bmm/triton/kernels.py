@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...attention.triton.tile import precision
 from .rows import chunk_of, find_row, slots, turns
-from .tile import load_matrix, load_tile, store_tile
+from .tile import add_product, add_whole, load_matrix, load_tile, store_tile
 
 SHIFT = 11  # 2,048 events are summed at once
 _PROGRAMS = 1024  # enough to fill any device
@@ -136,10 +136,11 @@ def _dense(x, y, bias, out, offsets, events, rows, heads, slots, turns, shift, x
                 for at in range(0, count, BT):
                     events_at = x + (first + at) * x_strides[0]
                     acc = tl.zeros([BT, BF], tl.float32)
+                    lost = acc
                     for d in range(0, D, BD):
                         tile = load_tile(events_at, x_strides[0], count - at, D, d + tl.arange(0, BD), BT)
                         matrix = load_matrix(matrix_at, y_strides[2], y_strides[3], d, column, D, F, BD)
-                        acc = tl.dot(tile, matrix, acc, input_precision=PRECISION)
+                        acc, lost = add_product(acc, lost, tile, matrix, PRECISION)
                     acc += added[None, :]
                     store_tile(out + (first + at) * heads * F, acc, heads * F, count - at, column, F, BT)
         row = following
@@ -170,15 +171,17 @@ def _jagged(x, y, out, sums, partial, offsets, source, events, rows, heads, slot
             count = tl.minimum(end - first, chunk).to(tl.int32)
             acc = tl.zeros([BD, BF], tl.float32)
             total = tl.zeros([BF], tl.float32)
+            lost = acc
+            total_lost = total
             events_at = x + first * x_strides[0]
             if source is not None:
                 events_at += (tl.load(source[1] + tl.load(source[0] + row)) - own) * x_strides[0]
             for at in range(0, count, BT):
                 left = load_tile(events_at, x_strides[0], count - at, D, lines, BT)
                 right = load_tile(y + (first + at) * y_strides[0], y_strides[0], count - at, F, column, BT)
-                acc = tl.dot(left.T, right, acc, input_precision=PRECISION)
+                acc, lost = add_product(acc, lost, left.T, right, PRECISION)
                 if sums is not None:
-                    total += tl.sum(right.to(tl.float32), 0)
+                    total, total_lost = add_whole(total, total_lost, tl.sum(right.to(tl.float32), 0))
                 events_at += BT * x_strides[0]
             if end - own <= chunk:
                 place = tl.cast(row, tl.int64) * heads + h
