@@ -21,8 +21,8 @@ from serrate.data import Histories, prepare, split
 from serrate.evaluate import Evaluation, bootstrap_by_user, evaluate
 from serrate.run_folder import RunFolder
 from serrate.serve import Predictor
-from serrate.train import read_recipe, read_run_config, train
-from serrate.train.loop import autocast
+from serrate.train import next_item_run, read_recipe, read_run_config, train
+from serrate.train.device import autocast
 
 LEDGER = Path(__file__).parent / "quality.json"
 METRICS = ("hr@10", "ndcg@10")
@@ -66,8 +66,9 @@ def rows_of(folder: RunFolder, name: str, recipe: str, seed: int) -> list[dict]:
 def tested(folder: RunFolder, histories: Histories) -> Evaluation:
     """Rank the test examples once more with the model of a finished run."""
     predictor = Predictor.open(folder.path)
-    config, device = read_run_config(predictor.config), next(predictor.model.parameters()).device
-    with autocast(config, device):
+    config = next_item_run(read_run_config(predictor.config))
+    device = next(predictor.model.parameters()).device
+    with autocast(config.train, device):
         return evaluate(predictor.model, histories, split(histories, config.split).test, config.evaluate,
                         max_length=config.model.max_length, device=device)
 

@@ -99,7 +99,7 @@ class PaddedRanker(nn.Module):
             for feature in side.dense.features:
                 x = torch.as_tensor(known[feature.name]).to(model.head.weight.dtype)
                 x = x.sign() * x.abs().log1p() if feature.transform == "log1p" else x
-                x = (x - feature.centre) / feature.spread
+                x = (x - (feature.centre or 0.0)) / (feature.spread or 1.0)
                 columns.append(x.nan_to_num(feature.missing, feature.missing, feature.missing))
             vectors.append(side.dense.network(torch.stack(columns, 1)))
         features = {feature.name: feature for feature in model.config.features

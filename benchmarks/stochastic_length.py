@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from serrate.data import ColumnMapping, DataConfig, Histories, StochasticLength, prepare, split, training_batch
 from serrate.data.config import SplitConfig
-from serrate.train.loop import training_windows
+from serrate.train.next_item import training_windows
 
 LEDGER = Path(__file__).parent / "stochastic-length.json"
 ALPHAS = (1.6, 1.7, 1.8, 1.9, 2.0)

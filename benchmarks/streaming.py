@@ -25,7 +25,7 @@ from serrate.evaluate import evaluate
 from serrate.files import write_folder_aside
 from serrate.jagged import EventBatch
 from serrate.run_folder import RunFolder
-from serrate.train import RunConfig, read_recipe, train
+from serrate.train import RunConfig, next_item_run, read_recipe, train
 
 LEDGER = Path(__file__).parent / "streaming.json"
 METRICS = ("hr@10", "hr@50")
@@ -109,10 +109,10 @@ def config_of(name: str, changes: list[str], seed: int) -> RunConfig:
     """Return the recipe of a model; `changes` are the same for all, and a feed-forward layer is as wide as an event."""
     recipe, own = MODELS[name]
     changes = [*own, *changes, f"seed={seed}"]
-    config = read_recipe(recipe, changes)
+    config = next_item_run(read_recipe(recipe, changes))
     if config.model.kind == "hstu":
         return config
-    return read_recipe(recipe, [*changes, f"model.feedforward={config.model.width}"])
+    return next_item_run(read_recipe(recipe, [*changes, f"model.feedforward={config.model.width}"]))
 
 
 def show(record: dict) -> None:

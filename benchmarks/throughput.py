@@ -25,7 +25,7 @@ from serrate.data.config import ColumnMapping, DataConfig, SplitConfig
 from serrate.jagged import EventBatch, to_padded
 from serrate.models import Transformer, TransformerConfig
 from serrate.nn import FullSoftmax
-from serrate.train.loop import training_windows
+from serrate.train.next_item import training_windows
 
 LEDGER = Path(__file__).parent / "throughput-cpu.json"
 ROWS = 128  # rows of a padded batch, the usual size

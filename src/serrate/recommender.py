@@ -11,7 +11,7 @@ from .files import write_folder_aside
 from .report import write_report
 from .run_folder import RunFolder
 from .serve import Predictor, Recommended
-from .train import RunConfig, read_run_config, train_log
+from .train import RunConfig, next_item_run, read_run_config, train_log
 
 Part = TypeVar("Part")
 
@@ -44,7 +44,7 @@ class Recommender:
     def from_pretrained(cls, path: Path | str, *, device: str = "auto") -> Self:
         """Load a saved run; `device` is `auto`, `cpu` or `cuda`. Raises `InvalidRun` when it cannot be used."""
         predictor = Predictor.open(path, device=device)
-        loaded = cls(read_run_config(predictor.config))
+        loaded = cls(next_item_run(read_run_config(predictor.config)))
         loaded._folder, loaded._predictor = RunFolder(path), predictor
         return loaded
 

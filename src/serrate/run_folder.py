@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "items.parquet"
 
     @property
+    def features_path(self) -> Path:
+        """What a ranking model reads of items, users and events, a folder: `features/`."""
+        return self.path / "features"
+
+    @property
     def metrics_path(self) -> Path:
         """Metrics with intervals, baselines, warnings and samples: `metrics.json`."""
         return self.path / "metrics.json"

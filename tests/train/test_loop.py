@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import serrate.train.loop as loop
-from serrate.data import ColumnMapping, DataConfig, Examples, prepare, training_batch
+import serrate.train.next_item as next_item
+from serrate.data import ColumnMapping, DataConfig, Examples, TokenBatches, prepare, training_batch
 from serrate.distributed import World
 from serrate.errors import InvalidArgument, InvalidConfig, InvalidData
 from serrate.models import HSTUConfig
 from serrate.train import resume, train
-from serrate.train.loop import Trainer, padding_avoided, prepare_material, training_windows
+from serrate.train.lengths import padding_avoided
+from serrate.train.loop import Trainer
+from serrate.train.next_item import NextItem, prepare_material, training_windows
 
 # --- windows ---
 
@@ -63,8 +66,8 @@ def test_windows_give_the_batches_they_promise(histories, small):
 
 def test_the_padding_that_jagged_batches_avoid():
     # one batch of rows of 1 and 3 events: padded to 2 rows of 3, of which 2 are padding
-    assert padding_avoided(loop.TokenBatches(np.array([1, 3]), 10, seed=0)) == pytest.approx(2 / 6)
-    assert padding_avoided(loop.TokenBatches(np.array([4, 4]), 10, seed=0)) == 0
+    assert padding_avoided(TokenBatches(np.array([1, 3]), 10, seed=0)) == pytest.approx(2 / 6)
+    assert padding_avoided(TokenBatches(np.array([4, 4]), 10, seed=0)) == 0
 
 
 @pytest.mark.parametrize(
@@ -188,16 +191,12 @@ def test_an_earlier_log_does_not_stay_when_a_run_begins_again(histories, small, 
 def scripted(monkeypatch, values: list[float]) -> list[torch.Tensor]:
     """Make the validations of training return `values`; return the item table as it is at each of them."""
     tables, left = [], list(values)
-    plain = Trainer.evaluate
 
-    def evaluate(self, examples):
-        if self.position.stopped or len(tables) == len(values):
-            return plain(self, examples)
-        tables.append(self.model.items.weight.detach().clone())
-        value = left.pop(0)
-        return type("Scripted", (), {"values": lambda self: {"ndcg@10": value}})()
+    def validate(self, model):
+        tables.append(model.items.weight.detach().clone())
+        return {"ndcg@10": left.pop(0)}
 
-    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(NextItem, "validate", validate)
     return tables
 
 
@@ -230,12 +229,12 @@ def test_validation_stops_the_run_and_chooses_the_epoch(
 
 def test_a_validation_ranks_so_many_examples_at_most(histories, small, tmp_path):
     trainer = Trainer(small(train={"validation_examples": 7}), histories, tmp_path, World())
-    some, again = trainer._validation_examples(), trainer._validation_examples()
+    some, again = trainer.objective.validation_examples(), trainer.objective.validation_examples()
     assert len(some) == 7
     assert np.array_equal(some.rows, again.rows)
     assert len(np.unique(some.rows)) == 7
     trainer = Trainer(small(), histories, tmp_path, World())
-    assert trainer._validation_examples() is trainer.material.parts.validation
+    assert trainer.objective.validation_examples() is trainer.objective.material.parts.validation
 
 
 def test_the_test_split_is_read_once_and_after_training(histories, small, tmp_path, monkeypatch):
@@ -245,10 +244,10 @@ def test_the_test_split_is_read_once_and_after_training(histories, small, tmp_pa
         ranked.append(examples)
         return plain(scorer, histories, examples, *arguments, **more)
 
-    plain = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", spy)
+    plain = next_item.evaluate
+    monkeypatch.setattr(next_item, "evaluate", spy)
     batches = []
-    monkeypatch.setattr(loop, "training_batch", lambda *a: batches.append(training_batch(*a)) or batches[-1])
+    monkeypatch.setattr(next_item, "training_batch", lambda *a: batches.append(training_batch(*a)) or batches[-1])
     train(small(), histories, tmp_path / "run")
     lengths = histories.lengths.numpy()
     tests = [bool((examples.truth_ends == lengths[examples.rows]).any()) for examples in ranked]
@@ -360,4 +359,4 @@ def test_the_temperature_follows_the_similarity_unless_it_is_given(
         histories, small, tmp_path, similarity, given, temperature):
     config = small(model={"similarity": similarity}, loss={"temperature": given, "kind": "full-softmax"})
 
-    assert Trainer(config, histories, tmp_path / "run", World()).loss.temperature == temperature
+    assert Trainer(config, histories, tmp_path / "run", World()).objective.losses.temperature == temperature

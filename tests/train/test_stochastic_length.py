@@ -9,7 +9,8 @@ import serrate.train.loop as loop
 from serrate.distributed import World
 from serrate.errors import InvalidConfig
 from serrate.train import RunConfig, resume, train
-from serrate.train.loop import Trainer, prepare_material
+from serrate.train.loop import Trainer
+from serrate.train.next_item import prepare_material
 
 SHORT = {"stochastic_length": {"alpha": 1.3}}  # 16 events at most: histories of more than 6 are thinned to 6
 
@@ -24,7 +25,7 @@ def batches(monkeypatch):
 
 def test_training_reads_the_lengths_drawn_for_each_epoch(histories, small, tmp_path, batches):
     trainer = Trainer(small(train={**SHORT, "epochs": 2}), histories, tmp_path, World())
-    planned = trainer.material.batches
+    planned = trainer.objective.material.batches
     trainer.train()
     for epoch in range(2):
         mine = [batches.pop(0) for _ in range(planned.num_batches(epoch))]
@@ -57,7 +58,7 @@ def test_evaluation_reads_whole_histories(histories, small, tmp_path, monkeypatc
     trainer = Trainer(small(train=SHORT), histories, tmp_path, World())
     plain = trainer.model.score
     monkeypatch.setattr(trainer.model, "score", lambda batch: read.append(batch.longest) or plain(batch))
-    trainer.evaluate(trainer.material.parts.test)
+    trainer.objective.evaluate(trainer.model, trainer.objective.material.parts.test)
     assert max(read) == 16
 
 

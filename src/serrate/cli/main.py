@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import SerrateError
-from . import bench, config, data, doctor, quickstart, run
+from . import bench, config, data, doctor, quickstart, run, score
 from .groups import group
 
 # Typer brings its own copy of click, or uses an installed one: take the classes from what it exports.
@@ -24,6 +24,7 @@ app.add_typer(data.app, name="data")
 app.command()(run.train)
 app.command()(run.evaluate)
 app.command()(run.recommend)
+app.command()(score.score)
 app.command()(run.report)
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")

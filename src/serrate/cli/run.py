@@ -16,7 +16,7 @@ from ..evaluate import evaluate as rank
 from ..report import write_report
 from ..run_folder import RunFolder
 from ..serve import Predictor, recommend_file
-from ..train import data_of, read_recipe, read_run_config, train_log
+from ..train import data_of, next_item_run, read_recipe, read_run_config, train_log
 from ..train import resume as resume_run
 from .show import TrainingProgress, comparison_lines, err, metric_table, out, say
 
@@ -90,7 +90,7 @@ def evaluate(
         if not change.startswith("evaluate."):
             raise InvalidArgument("--set", "a change to a key under `evaluate`, such as evaluate.resamples=100", change)
     predictor = Predictor.open(run)
-    config = read_run_config(predictor.config)
+    config = next_item_run(read_run_config(predictor.config))
     settings = EvaluateConfig.parse(override({"evaluate": config.evaluate.plain()}, changes or [])["evaluate"])
     histories = Histories.open(log) if log else data_of(run)
     if len(histories.items) != len(predictor.items) or histories.items.decode(range(len(histories.items))) != \

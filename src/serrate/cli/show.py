@@ -29,7 +29,7 @@ def metric_table(metrics: Mapping[str, Any]) -> Table:
         table.add_column(row["model"], justify="right")
     for name in rows[0]["metrics"]:
         if not name.startswith("recall") or _differs(rows, name):
-            table.add_row(name, *(_estimate(row["metrics"][name]) for row in rows))
+            table.add_row(name, *(_estimate(row["metrics"].get(name)) for row in rows))
     return table
 
 
@@ -37,7 +37,7 @@ def comparison_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return one sentence a paired difference."""
     return [f"{row['model']} − {row['baseline']}: {row['metric']} {row['value']:+.4f} "
             f"[{row['low']:+.4f}, {row['high']:+.4f}]" + ("" if row["low"] > 0 or row["high"] < 0 else "  (not clear)")
-            for row in comparisons]
+            for row in comparisons if row["low"] is not None]
 
 
 def facts(title: str, values: Mapping[str, Any]) -> Table:
@@ -99,8 +99,8 @@ class TrainingProgress:
                               loss=f"loss {record['loss']:.3f}", speed=f"{record['events_per_second']:,.0f} events/s")
 
     def _validation(self, record: Mapping[str, Any]) -> None:
-        shown = ", ".join(f"{name} {record['metrics'][name]:.4f}" for name in ("hr@10", "ndcg@10")
-                          if name in record["metrics"])
+        names = dict.fromkeys(["hr@10", "ndcg@10", "auc", record["monitor"]])
+        shown = ", ".join(f"{name} {record['metrics'][name]:.4f}" for name in names if name in record["metrics"])
         say(f"epoch {record['epoch']}: validation {shown}{'  *' if record['best'] else ''}", err)
 
     def _end(self, record: Mapping[str, Any]) -> None:
@@ -109,7 +109,9 @@ class TrainingProgress:
         say(f"epoch {record['best_epoch']} of {record['epoch']} chosen on validation{why}", err)
 
 
-def _estimate(estimate: Mapping[str, float | None]) -> str:
+def _estimate(estimate: Mapping[str, float | None] | None) -> str:
+    if estimate is None:  # not defined of this one
+        return "–"
     if estimate["low"] is None:
         return f"{estimate['value']:.4f}"
     return f"{estimate['value']:.4f} [dim]{estimate['low']:.3f}–{estimate['high']:.3f}[/dim]"

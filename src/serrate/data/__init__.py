@@ -7,6 +7,7 @@ from .encoding import CategoricalColumn, DenseColumn, Encoder, MultiColumn
 from .features import Entities, Features, FeaturesConfig, SideTable
 from .histories import Histories, is_prepared
 from .inspect import Inspection, inspect
+from .of_run import DATA, data_of
 from .prepare import prepare
 from .ranking import RankingData, samples_batch
 from .samples import Samples, SampleSplit, make_samples
@@ -18,10 +19,10 @@ from .synthetic import synthesize
 from .vocabulary import Vocabulary
 
 __all__ = [
-    "CategoricalColumn", "ColumnMapping", "DataConfig", "DenseColumn", "Encoder", "Entities", "Examples", "Features",
-    "FeaturesConfig", "Histories", "Inspection", "ItemTable", "MultiColumn", "NegativesConfig", "RankingData",
-    "SampleSplit", "Sampler", "Samples", "SamplesConfig", "Selection", "SideTable", "Split", "SplitConfig",
-    "StochasticLength", "TokenBatches", "Vocabulary", "chunks", "history_batch", "inspect", "is_prepared",
-    "make_samples", "prepare", "samples_batch", "seen_items", "select", "shard", "split", "synthesize",
+    "DATA", "CategoricalColumn", "ColumnMapping", "DataConfig", "DenseColumn", "Encoder", "Entities", "Examples",
+    "Features", "FeaturesConfig", "Histories", "Inspection", "ItemTable", "MultiColumn", "NegativesConfig",
+    "RankingData", "SampleSplit", "Sampler", "Samples", "SamplesConfig", "Selection", "SideTable", "Split",
+    "SplitConfig", "StochasticLength", "TokenBatches", "Vocabulary", "chunks", "data_of", "history_batch", "inspect",
+    "is_prepared", "make_samples", "prepare", "samples_batch", "seen_items", "select", "shard", "split", "synthesize",
     "synthesize_ads", "synthesize_stream", "training_batch",
 ]

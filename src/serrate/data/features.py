@@ -154,6 +154,11 @@ class Features:
         return {"item": len(self.items.vocabulary) + 1, "user": len(self.users.vocabulary) + 1,
                 **{name: encoder.size for name, encoder in self.encoders.items() if encoder.size is not None}}
 
+    @property
+    def single(self) -> set[str]:
+        """The columns of items that hold one value, which events have too."""
+        return {name for name in self.items.columns if not isinstance(self.encoders[name].column, MultiColumn)}
+
     def event_fields(self, fields: Mapping[str, Tensor], places: Tensor,
                      names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Return columns of events at `places` `(T,)` of the flat `fields` of a log, each `(T,)`; None: all."""

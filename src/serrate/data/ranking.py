@@ -11,7 +11,6 @@ from torch import Tensor
 from ..errors import InvalidArgument, suggest
 from ..jagged import EventBatch, JaggedTensor, RankingBatch
 from .batching import runs
-from .encoding import MultiColumn
 from .features import Features, FeaturesConfig
 from .histories import Histories
 from .samples import Samples
@@ -70,6 +69,25 @@ class RankingData:
                 found[name] = (float(known.mean()) if len(known) else 0.0, deviation or 1.0)
         return found
 
+    def history(self, name: str, rows: Tensor, ends: Tensor, most: int | None) -> EventBatch:
+        """Gather the newest `most` events (None: all) of a history among the first `ends` `(U,)` of `rows` `(U,)`.
+
+        Fields are those that `samples_batch` tells of. Raises `InvalidArgument` for a history that there is not.
+        """
+        selection = self._selection(name)
+        firsts, counts = selection.before(rows, ends)
+        kept = counts.clamp(0, most)
+        chosen, offsets, longest = runs(firsts + counts - kept, kept)
+        places = selection.at(chosen)
+        log, features = self.histories, self.features
+        items = log.fields["item"][places].long() + 1
+        fields = {"item": items, **features.items.of(items, features.single),
+                  **features.event_fields(log.fields, places)}
+        if log.has_time:
+            fields["time"] = seconds(log.fields["time"][places], log.ticks_per_second)
+        return EventBatch.trusted({name: JaggedTensor.trusted(values, offsets, longest)
+                                   for name, values in fields.items() if isinstance(values, Tensor)}, {})
+
     def _selection(self, name: str) -> Selection:
         if name not in self.selections:
             known = ", ".join(self.selections)
@@ -101,7 +119,7 @@ def samples_batch(data: RankingData, samples: Samples, states: np.ndarray | Tens
     """
     chosen = samples.select(np.asarray(states))
     rows, ends = torch.from_numpy(chosen.rows), torch.from_numpy(chosen.ends)
-    histories = {name: _history(data, data._selection(name), rows, ends, most) for name, most in max_lengths.items()}
+    histories = {name: data.history(name, rows, ends, most) for name, most in max_lengths.items()}
     log, features = data.histories, data.features
     context: dict[str, Tensor | JaggedTensor] = {"user": rows + 1, **features.users.of(rows + 1)}
     if log.has_time:
@@ -113,19 +131,3 @@ def samples_batch(data: RankingData, samples: Samples, states: np.ndarray | Tens
     candidates = {"item": items, **features.items.of(items), **shown}
     labels = {name: torch.from_numpy(values) for name, values in chosen.labels.items()}
     return RankingBatch(torch.from_numpy(chosen.owner), histories, context, candidates, labels)
-
-
-def _history(data: RankingData, selection: Selection, rows: Tensor, ends: Tensor, most: int | None) -> EventBatch:
-    """The newest `most` events of a selection among the first `ends` of each row."""
-    firsts, counts = selection.before(rows, ends)
-    kept = counts.clamp(0, most)
-    chosen, offsets, longest = runs(firsts + counts - kept, kept)
-    places = selection.at(chosen)
-    log, features = data.histories, data.features
-    items = log.fields["item"][places].long() + 1
-    single = {name for name in features.items.columns if not isinstance(features.encoders[name].column, MultiColumn)}
-    fields = {"item": items, **features.items.of(items, single), **features.event_fields(log.fields, places)}
-    if log.has_time:
-        fields["time"] = seconds(log.fields["time"][places], log.ticks_per_second)
-    return EventBatch.trusted({name: JaggedTensor.trusted(values, offsets, longest)
-                               for name, values in fields.items() if isinstance(values, Tensor)}, {})

@@ -31,3 +31,20 @@ class EvaluateConfig(Config):
     """Events scored at a time; a longer history is a batch of its own."""
     score_budget: int = Field(default=2**22, ge=1)
     """Scores (rows × items) held at a time, about 16 bytes each; more items than that go row by row."""
+
+
+class PredictionsConfig(Config):
+    """Probabilities of samples: confidence intervals, baselines, memory."""
+
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Share of the bootstrap estimates that an interval covers."""
+    resamples: int = Field(default=1000, ge=1)
+    """Bootstrap resamples of the users."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the bootstrap."""
+    bins: int = Field(default=10, ge=1)
+    """Bins of the calibration curve, of equal mass."""
+    baselines: bool = True
+    """Fit the rates and the regression that stand beside the model; they read all training samples at once."""
+    tokens_per_batch: int = Field(default=2**16, ge=1)
+    """Events and candidates scored at a time; a state with more is a batch of its own."""

@@ -1,6 +1,8 @@
-"""From a saved run to answers: recommendations for histories never seen in training."""
+"""From a saved run to answers: recommendations for histories never seen in training, scores of what is shown."""
 
 from .batch import recommend_file
 from .predictor import Predictor, Recommended
+from .scorer import Scorer
+from .scores import score_file
 
-__all__ = ["Predictor", "Recommended", "recommend_file"]
+__all__ = ["Predictor", "Recommended", "Scorer", "recommend_file", "score_file"]

@@ -7,18 +7,17 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import models
 from ..config import Config
 from ..data import DataConfig, Vocabulary, chunks
 from ..data.times import asked_times
-from ..errors import InvalidArgument, InvalidConfig, InvalidData, InvalidRun, shorten
+from ..errors import InvalidArgument, InvalidData, InvalidRun
 from ..index import top_k
 from ..jagged import EventBatch, JaggedTensor, gather_rows, newest
 from ..run_folder import RunFolder
+from .loading import device_named, load_weights, settings_of
 from .times import Times, read_times
 
 _SCORES_AT_A_TIME = 2**23
@@ -74,24 +73,17 @@ class Predictor:
             InvalidRun: not a saved run, not finished, damaged, or of a format that cannot be read.
             InvalidArgument: a device that is not there.
         """
-        place = _device(device)
-        folder = RunFolder(path)
+        place, folder = device_named(device), RunFolder(path)
         config = folder.read_config()
-        if not folder.model_path.exists():
-            raise InvalidRun(f"run: {folder.path} has no model: it is not complete; "
-                             f"go on with serrate train --resume {folder.path}")
+        if config.get("model", {}).get("kind") == "ranking":
+            raise InvalidRun(f"run: {folder.path} has a ranking model, which scores what is shown: use serrate score")
+        settings = settings_of(_Settings, config, folder)
         try:
-            settings = _Settings.parse({name: config[name] for name in ("model", "data") if name in config})
             items = Vocabulary.load(folder.items_path)
-        except InvalidConfig as error:
-            raise InvalidRun(f"run: {folder.config_path}: {str(error).removeprefix('config: ')}") from None
         except InvalidData as error:
             raise InvalidRun(f"run: {error}") from None
         model = models.build(settings.model, len(items))
-        try:
-            model.load_state_dict(load_file(folder.model_path))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise InvalidRun(f"run: {folder.model_path} cannot be used ({shorten(error)})") from None
+        load_weights(model, folder)
         return cls(config, model.eval().to(place), items, settings.data)
 
     @property
@@ -185,10 +177,3 @@ def _checked(row: Any, number: int) -> Sequence[Any]:
     if isinstance(row, str | bytes) or not hasattr(row, "__len__") or not hasattr(row, "__getitem__"):
         raise InvalidArgument("histories", _LISTS, f"{row!r} as row {number}")
     return row
-
-
-def _device(name: str) -> torch.device:
-    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    if name != "auto" and name not in there:
-        raise InvalidArgument("device", f"auto or {' or '.join(there)}, which are there", repr(name))
-    return torch.device(there[-1] if name == "auto" else name)

@@ -1,13 +1,16 @@
 """The whole run as one typed configuration: what `serrate train` reads and `config.json` keeps."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ..config import Config
-from ..data import DataConfig, Sampler, SplitConfig
-from ..evaluate import EvaluateConfig
-from ..models import ModelConfig, TransformerConfig
+from ..data import DataConfig, FeaturesConfig, Sampler, SamplesConfig, SplitConfig
+from ..errors import InvalidConfig, suggest
+from ..evaluate import METRICS, EvaluateConfig, PredictionsConfig
+from ..models import ModelConfig, RankingConfig, TransformerConfig
+from ..models.tasks import BinaryTask
 
 _TEMPERATURE = "divides the logits; null: 1 for dot products, 0.07 for cosines"
 
@@ -48,17 +51,12 @@ class StochasticLengthConfig(Config):
     sampler: Sampler = Field(default="age", description="which events stay: those not too old, any, or the newest")
 
 
-class TrainConfig(Config):
-    """Optimisation, validation and checkpoints."""
+class CommonTrainConfig(Config):
+    """Optimisation, validation and checkpoints of any run."""
 
     epochs: int = Field(default=30, ge=1)
     tokens_per_batch: int = Field(default=4096, ge=1, description="events in a batch, over all processes")
-    windows: Literal["newest", "all"] = Field(
-        default="all",
-        description="train on the newest max_length events of a history, or on all, in windows of that many")
     shuffle: bool = Field(default=True, description="false: in the order of the users, the same in every epoch")
-    stochastic_length: StochasticLengthConfig | None = Field(
-        default=None, description="thin long histories in training; null: read them whole")
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
@@ -73,6 +71,25 @@ class TrainConfig(Config):
     patience: int = Field(default=5, ge=1, description="validations without improvement before training stops")
     checkpoint_seconds: float = Field(default=60.0, ge=0, description="at most so much work is lost when killed")
     log_every: int = Field(default=20, ge=1, description="steps between log records")
+
+
+class TrainConfig(CommonTrainConfig):
+    """Training of a model of the next item."""
+
+    windows: Literal["newest", "all"] = Field(
+        default="all",
+        description="train on the newest max_length events of a history, or on all, in windows of that many")
+    stochastic_length: StochasticLengthConfig | None = Field(
+        default=None, description="thin long histories in training; null: read them whole")
+
+
+class RankingTrainConfig(CommonTrainConfig):
+    """Training of a ranking model: a batch holds states, whose events and candidates count as its events.
+
+    Validation measures the samples of `validation_examples` states at most.
+    """
+
+    monitor: str = Field(default="log_loss", description="the validation metric that chooses the epoch")
 
 
 class RunConfig(Config):
@@ -92,3 +109,83 @@ class RunConfig(Config):
         if self.train.monitor not in measured:
             raise ValueError(f"train.monitor must be one of {', '.join(measured)}")
         return self
+
+
+class RankingRunConfig(Config):
+    """A whole run of a ranking model, from a log and its side tables to a trained and tested model."""
+
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig = DataConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    samples: SamplesConfig
+    model: RankingConfig
+    train: RankingTrainConfig = RankingTrainConfig()
+    evaluate: PredictionsConfig = PredictionsConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        told = [*self.samples.labels, *([self.samples.negatives.label] if self.samples.negatives else [])]
+        for task in self.model.tasks:
+            _among("labels of samples", f"the field of task {task.name!r}", task.field, told)
+        for history in self.model.histories:
+            _among("histories of features", "a history of the model", history.name, self.features.histories)
+        for place, reads, there in self._read():
+            for name in reads:
+                _among(place, "what the model reads", name, there)
+        measured = measured_names(self.model)
+        if not measured:
+            raise ValueError("model.tasks: expected a binary task at least, which is what is measured")
+        if self.train.monitor not in measured:
+            raise ValueError(f"train.monitor must be one of {', '.join(measured)}")
+        if self.model.sparse:
+            raise ValueError("model.sparse: expected false, as one optimiser trains all weights of a run")
+        return self
+
+    def _read(self) -> list[tuple[str, list[str], dict[str, str]]]:
+        """Return where the model reads, what, and what is there: name → kind, for candidates, context, events."""
+        features = self.features
+        items, users = ({} if side is None else {column.name: column.kind for column in side.columns}
+                        for side in (features.items, features.users))
+        events = {column.name: column.kind for column in features.events}
+        there = {"candidates": {"item": "categorical", **items, **{name: events[name] for name in features.shown}},
+                 "context": {"user": "categorical", **users}}
+        read = [(f"{feature.kind} features of {side}", [feature.name],
+                 {name: kind for name, kind in there[side].items() if kind == feature.kind})
+                for feature in self.model.features for side in (feature.of,)]
+        of_events = {name: kind for name, kind in {"item": "categorical", **items, **events}.items()
+                     if kind == "categorical"}
+        return read + [(f"fields of history {history.name!r}", [field.name for field in history.fields], of_events)
+                       for history in self.model.histories]
+
+
+AnyRunConfig = RunConfig | RankingRunConfig
+
+
+def parse_run(values: dict[str, Any]) -> AnyRunConfig:
+    """Return the configuration of a run of the kind that `model.kind` tells; raise `InvalidConfig` for a wrong one."""
+    model = values.get("model")
+    ranks = isinstance(model, dict) and model.get("kind") == RankingConfig.model_fields["kind"].default
+    return (RankingRunConfig if ranks else RunConfig).parse(values)
+
+
+def next_item_run(config: AnyRunConfig) -> RunConfig:
+    """Return the configuration where it is one of a model of the next item; raise `InvalidConfig` where it ranks."""
+    if isinstance(config, RankingRunConfig):
+        raise InvalidConfig("config: model.kind: expected a model of the next item, got 'ranking'")
+    return config
+
+
+def measured_names(model: RankingConfig) -> list[str]:
+    """Return the metrics that may choose the epoch: those of `METRICS` of the binary tasks, by their names if several.
+
+    Calibration is none, since more of it is not better.
+    """
+    names = [task.name for task in model.tasks if isinstance(task, BinaryTask)]
+    metrics = [metric for metric in METRICS if metric != "calibration"]
+    return metrics if len(names) == 1 else [f"{name}.{metric}" for name in names for metric in metrics]
+
+
+def _among(place: str, role: str, name: str, there: Iterable[str]) -> None:
+    if name not in there:
+        raise ValueError(f"{role} is {name!r}, which is not among the {place}: {', '.join(there) or 'none'}"
+                         f"{suggest(name, there)}")

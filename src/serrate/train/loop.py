@@ -5,8 +5,6 @@ Same seed, same data, same number of processes: the same weights, however often 
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,70 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import models
-from ..data import Examples, Histories, Split, StochasticLength, TokenBatches, shard, split, training_batch
+from ..data import Histories, shard
 from ..distributed import World, sum_gradients
-from ..errors import InvalidConfig, InvalidData
-from ..evaluate import Evaluation, evaluate, item_counts
-from ..jagged import EventBatch
-from ..nn import BinaryCrossEntropy, FullSoftmax, SampledSoftmax
+from ..errors import InvalidConfig
+from ..nn import EmbeddingTables
 from ..run_folder import RunFolder
 from . import checkpoint
-from .config import RunConfig
+from .config import AnyRunConfig
+from .device import autocast, device_name, device_of, to_device
+from .objective import objective_of
 from .schedule import learning_rate
 from .track import TensorBoard
 
 Listener = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run trains on: the histories, their split, the training windows, their batches, how they are shortened."""
-
-    histories: Histories
-    parts: Split
-    windows: Examples
-    batches: TokenBatches
-    shortening: StochasticLength | None = None
-
-
-def prepare_material(config: RunConfig, histories: Histories) -> Material:
-    """Split the histories and plan the batches.
-
-    Raises:
-        InvalidData: nothing to train on, nothing to validate or test on, or no times where the model reads them.
-    """
-    if config.model.reads_time and not histories.has_time:
-        raise InvalidData("data: model.time needs the time of each event, and this log has none (columns.time)")
-    _ = histories.items, histories.users  # read now: damaged ids are told before training, not after
-    parts = split(histories, config.split)
-    windows = training_windows(parts.train, config.model.max_length, every=config.train.windows == "all")
-    if len(windows) == 0:
-        raise InvalidData("data: no training history has two events, so there is no next event to learn")
-    for name, examples in (("validation", parts.validation), ("test", parts.test)):
-        if len(examples) == 0:
-            raise InvalidData(f"data: the {config.split.kind} split leaves no {name} example; more events are needed")
-    lengths = (windows.ends - 1).clip(max=config.model.max_length)
-    chosen, longest = config.train.stochastic_length, config.model.max_length
-    shortening = None if chosen is None else StochasticLength(
-        lengths, longest, chosen.alpha, seed=config.seed, sampler=chosen.sampler)
-    batches = TokenBatches(lengths, config.train.tokens_per_batch, config.seed, config.train.shuffle,
-                           drawn=None if shortening is None else shortening.lengths)
-    return Material(histories, parts, windows, batches, shortening)
-
-
-def training_windows(train: Examples, max_length: int, *, every: bool) -> Examples:
-    """Return examples whose windows of `max_length` targets cover each history: the newest one, or every one.
-
-    An example ends at event n; its window holds the targets n - max_length … n - 1. Windows of a history do not
-    overlap in targets; the oldest may be shorter. Histories with fewer than two events have no target and no window.
-    """
-    counts = np.maximum(train.ends - 1, 0)  # targets of each history
-    repeats = -(-counts // max_length) if every else np.minimum(counts, 1)
-    rows = np.repeat(train.rows, repeats)
-    first = np.repeat(np.cumsum(repeats) - repeats, repeats)
-    ends = np.repeat(train.ends, repeats) - (np.arange(len(rows)) - first) * max_length
-    return Examples(rows, ends, ends)
 
 
 class Trainer:
@@ -91,17 +38,16 @@ class Trainer:
         listeners: called with every log record, as log.jsonl gets it.
     """
 
-    def __init__(self, config: RunConfig, histories: Histories, out: Path, world: World,
+    def __init__(self, config: AnyRunConfig, histories: Histories, out: Path, world: World,
                  listeners: Sequence[Listener] = ()):
-        self.config = config
-        self.material = prepare_material(config, histories)
+        self.device = device_of(config.train, world)
+        self.objective = objective_of(config, histories, self.device)
+        self.config: AnyRunConfig = self.objective.config
         self.folder = RunFolder(out)
         self.world = world
         self.listeners = [*listeners, TensorBoard(out / "tensorboard")]
-        self.device = device_of(config, world)
         torch.manual_seed(config.seed)
-        self.model = models.build(config.model, histories.num_items).to(self.device)
-        self.loss = _loss(config, self.material).to(self.device)
+        self.model = self.objective.build().to(self.device)
         train = config.train
         self.optimizer = torch.optim.AdamW(
             _groups(self.model, train.weight_decay), lr=train.learning_rate, betas=train.betas)
@@ -137,7 +83,7 @@ class Trainer:
                       "test": values})
 
     def _epoch(self) -> None:
-        batches, epoch = self.material.batches, self.position.epoch
+        batches, epoch = self.objective.batches, self.position.epoch
         lengths = batches.lengths_in(epoch)
         last_save = last_log = time.monotonic()
         events = 0
@@ -163,21 +109,16 @@ class Trainer:
 
     def _step(self, index: np.ndarray, progress: float) -> None:
         """One optimiser step on the global batch `index`, of which this process computes its share."""
-        train, material, world = self.config.train, self.material, self.world
+        train, objective, world = self.config.train, self.objective, self.world
         # The draws of a step (dropout, negatives) depend on nothing before it, so a resumed run needs no random state.
         torch.manual_seed(int(np.random.SeedSequence(
             [self.config.seed, self.position.step, world.rank]).generate_state(1)[0]))
         epoch = self.position.epoch
-        mine = shard(index, material.batches.lengths_in(epoch), world.rank, world.size)
-        batch = training_batch(material.histories, material.windows, mine, self.config.model.max_length)
-        if material.shortening is not None:
-            batch = material.shortening.shorten(batch, epoch, mine)
-        batch = to_device(batch, self.device)
-        weights = batch["weight"].values if "weight" in batch.events else None
-        with autocast(self.config, self.device):
-            hidden = self.model(batch)
-            loss = self.loss(hidden.values, self.model.item_table(), batch["target"].values, weights)
-        weight = torch.as_tensor(batch.num_events if weights is None else weights.sum(), dtype=torch.float32)
+        mine = shard(index, objective.batches.lengths_in(epoch), world.rank, world.size)
+        batch = to_device(objective.batch(epoch, mine), self.device)
+        with autocast(train, self.device):
+            loss, weight = objective.loss(self.model, batch)
+        weight = torch.as_tensor(weight, dtype=torch.float32)
         totals = world.sum(torch.stack([loss.detach().float(), weight.to(self.device)]))
         self._since_log += totals
         self.optimizer.zero_grad()
@@ -189,44 +130,31 @@ class Trainer:
         self.optimizer.step()
 
     def _validate(self) -> None:
-        """Rank the validation examples in rank 0, tell all processes, keep the weights when they are the best."""
-        train, position = self.config.train, self.position
+        """Measure the validation examples in rank 0, tell all processes, keep the weights when they are the best."""
+        train, position, better = self.config.train, self.position, self.objective.better
         value = torch.zeros(1, dtype=torch.float64, device=self.device)
         if self.world.leads:
-            metrics = self.evaluate(self._validation_examples()).values()
+            metrics = self.objective.validate(self.model)
             value += metrics[train.monitor]
-            best = position.best is None or float(value) > position.best
+            best = position.best is None or better(float(value), position.best)
             self._record({"event": "validation", "epoch": position.epoch, "step": position.step, "metrics": metrics,
-                          "best": best})
+                          "monitor": train.monitor, "best": best})
             if best:
                 checkpoint.save_best(self.folder.checkpoints_path, self.model)
         monitored = float(self.world.agree(value))
-        if position.best is None or monitored > position.best:
+        if position.best is None or better(monitored, position.best):
             position.best, position.best_epoch, position.stale = monitored, position.epoch, 0
         else:
             position.stale += 1
         position.stopped = position.stale >= train.patience
 
-    def evaluate(self, examples: Examples) -> Evaluation:
-        """Rank `examples` with the model as it stands."""
-        with autocast(self.config, self.device):
-            return evaluate(self.model, self.material.histories, examples, self.config.evaluate,
-                            max_length=self.config.model.max_length, device=self.device)
-
-    def _validation_examples(self) -> Examples:
-        examples, most = self.material.parts.validation, self.config.train.validation_examples
-        if len(examples) <= most:
-            return examples
-        chosen = np.random.default_rng(self.config.seed).choice(len(examples), most, replace=False)
-        return examples.select(np.sort(chosen))
-
     def _last_epoch(self) -> bool:
         return self.position.epoch >= self.config.train.epochs
 
     def _plan(self) -> dict[str, Any]:
-        batches = self.material.batches
+        batches = self.objective.batches
         return {"epochs": self.config.train.epochs, "batches": batches.num_batches(0),
-                "events": int(batches.lengths_in(0).sum()), "padding_avoided": padding_avoided(batches),
+                "events": int(batches.lengths_in(0).sum()), "padding_avoided": self.objective.padding_avoided(),
                 "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
                 "device": device_name(self.device), "processes": self.world.size, "torch": torch.__version__}
 
@@ -260,55 +188,11 @@ class Trainer:
             checkpoint.save(self.folder.checkpoints_path, self.position, self.model, self.optimizer)
 
 
-def padding_avoided(batches: TokenBatches) -> float:
-    """Share of the cells that padding each batch of epoch 0 to its longest row would add, 0 … 1."""
-    lengths = batches.lengths_in(0)
-    cells = sum(int(lengths[index].max()) * len(index) for _, index in batches.epoch(0))
-    return 1 - int(lengths.sum()) / cells if cells else 0.0
-
-
-def device_of(config: RunConfig, world: World) -> torch.device:
-    """Return the device that this process computes on."""
-    name = config.train.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InvalidConfig("config: train.device: expected a device that is there, got 'cuda' without CUDA")
-    return torch.device(name, world.local_rank) if name == "cuda" else torch.device(name)
-
-
-def device_name(device: torch.device) -> str:
-    """Return what a person calls the device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-
-
-def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager:
-    """Return the precision context of the forward pass: bfloat16 on CUDA unless told otherwise."""
-    precision = config.train.precision
-    low = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
-
-
-def to_device(batch: EventBatch, device: torch.device) -> EventBatch:
-    """Move a batch; through page-locked memory to a GPU, so that the host does not wait."""
-    return batch if device.type == "cpu" else batch.pin_memory().to(device, non_blocking=True)
-
-
-def _loss(config: RunConfig, material: Material) -> nn.Module:
-    loss = config.loss
-    temperature = loss.temperature or {"dot": 1.0, "cosine": 0.07}[config.model.similarity]
-    if loss.kind == "full-softmax":
-        return FullSoftmax(temperature=temperature)
-    if loss.kind == "sampled-softmax":
-        counts = torch.from_numpy(item_counts(material.histories, material.parts.train))
-        return SampledSoftmax(counts, loss.negatives, smoothing=loss.smoothing, temperature=temperature,
-                              shared=loss.shared)
-    return BinaryCrossEntropy(material.histories.num_items, loss.negatives, temperature=temperature)
-
-
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on matrices of layers; none on biases, norms and rows of tables that a batch does not touch."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables |= {id(weight) for module in model.modules() if isinstance(module, EmbeddingTables)
+               for weight in module.parameters()}
     decayed: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():

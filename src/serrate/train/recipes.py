@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..config import override, read_yaml
 from ..errors import InvalidConfig, suggest
-from .config import RunConfig
+from .config import AnyRunConfig, parse_run
 
 
 def recipe_names() -> list[str]:
@@ -27,13 +27,13 @@ def recipe_path(name: str) -> Path:
                         f"got {name!r}{suggest(name, recipe_names())}")
 
 
-def read_recipe(name: str, assignments: list[str] | None = None) -> RunConfig:
+def read_recipe(name: str, assignments: list[str] | None = None) -> AnyRunConfig:
     """Return a recipe (or a YAML file) with `key.path=value` assignments applied.
 
     Raises:
         InvalidConfig: unknown recipe or key, wrong value.
     """
-    return RunConfig.parse(override(read_yaml(recipe_path(name)), assignments or []))
+    return parse_run(override(read_yaml(recipe_path(name)), assignments or []))
 
 
 def describe_recipe(name: str) -> str:

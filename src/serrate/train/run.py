@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..data import DataConfig, Histories, is_prepared, prepare
+from ..data import DATA, DataConfig, Histories, data_of, is_prepared, prepare
 from ..distributed import World, start
 from ..errors import InvalidArgument, InvalidRun, SerrateError
 from ..run_folder import RunFolder
 from . import checkpoint
-from .config import RunConfig
-from .finish import measure
-from .loop import Listener, Trainer, device_of
-
-DATA = "data"  # the prepared log, in the run folder when the run made it itself
+from .config import AnyRunConfig, RankingRunConfig, RunConfig, parse_run
+from .device import device_of
+from .loop import Listener, Trainer
 
 
-def train(config: RunConfig, histories: Histories, out: Path | str, *,
+def train(config: AnyRunConfig, histories: Histories, out: Path | str, *,
           listeners: Sequence[Listener] = ()) -> RunFolder:
     """Train, choose the epoch on validation, test once, save.
 
@@ -42,12 +40,12 @@ def train(config: RunConfig, histories: Histories, out: Path | str, *,
         raise InvalidArgument("out", "a path that does not exist or an empty folder", str(folder.path))
     trainer = Trainer(config, histories, folder.path, world, listeners)
     if world.leads:
-        folder.write_config({**config.plain(), "data": histories.config, "serrate_version": __version__,
+        folder.write_config({**trainer.config.plain(), "data": histories.config, "serrate_version": __version__,
                              "dataset": {**histories.summary(), "path": str(histories.path.resolve())}})
     return _finish(trainer)
 
 
-def train_log(config: RunConfig, log: Any, out: Path | str, *, listeners: Sequence[Listener] = ()) -> RunFolder:
+def train_log(config: AnyRunConfig, log: Any, out: Path | str, *, listeners: Sequence[Listener] = ()) -> RunFolder:
     """Train on a log, which is prepared into the run folder first, or on what is prepared already.
 
     Nothing is left of a log that turns out not to be one to train on.
@@ -76,23 +74,6 @@ def train_log(config: RunConfig, log: Any, out: Path | str, *, listeners: Sequen
         if prepared not in there and not folder.config_path.exists():
             shutil.rmtree(folder.path if folder.path not in there else prepared, ignore_errors=True)
         raise
-
-
-def data_of(run: Path | str) -> Histories:
-    """Open the data set that a run was trained on: in its folder, also after that moved, or else where it was.
-
-    Raises:
-        InvalidRun: not a saved run, or one that does not say where its data set is.
-        InvalidData: the data set is not there, or damaged.
-    """
-    folder = RunFolder(run)
-    path = folder.read_config().get("dataset", {}).get("path")
-    inside = folder.path / DATA
-    if is_prepared(inside):
-        return Histories.open(inside)
-    if path is None:
-        raise InvalidRun(f"run: {folder.config_path} does not say where its data set is; use --data DATA")
-    return Histories.open(path)
 
 
 def resume(out: Path | str, histories: Histories | None = None, *,
@@ -126,17 +107,20 @@ def resume(out: Path | str, histories: Histories | None = None, *,
     return _finish(trainer)
 
 
-def read_run_config(values: dict[str, Any]) -> RunConfig:
-    """Return the `RunConfig` in the values of a config.json, which holds more than that."""
-    return RunConfig.parse({name: value for name, value in values.items() if name in RunConfig.model_fields})
+def read_run_config(values: dict[str, Any]) -> AnyRunConfig:
+    """Return the run's configuration in the values of a config.json, which holds more than that."""
+    known = {*RunConfig.model_fields, *RankingRunConfig.model_fields}
+    return parse_run({name: value for name, value in values.items() if name in known})
 
 
 def _finish(trainer: Trainer) -> RunFolder:
     trainer.train()
     folder = trainer.folder
     if trainer.world.leads:
-        metrics = measure(trainer)
-        trainer.material.histories.items.save(folder.items_path)
+        position, monitor = trainer.position, trainer.config.train.monitor
+        metrics = {**trainer.objective.measure(trainer.model), "best_epoch": position.best_epoch,
+                   "seconds": round(position.seconds, 1), "monitor": {"metric": monitor, "value": position.best}}
+        trainer.objective.save(folder)
         checkpoint.save_weights(folder.model_path, trainer.model)
         trainer.finish(metrics)
         folder.write_metrics(metrics)  # last: a run with metrics is complete
@@ -167,5 +151,5 @@ def _is_free(out: Path) -> bool:
         part.name == DATA or part.name.endswith(".partial") for part in out.iterdir()))
 
 
-def _world(config: RunConfig) -> World:
-    return start(device_of(config, World()).type)
+def _world(config: AnyRunConfig) -> World:
+    return start(device_of(config.train, World()).type)

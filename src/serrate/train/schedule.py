@@ -2,10 +2,10 @@
 
 import math
 
-from .config import TrainConfig
+from .config import CommonTrainConfig
 
 
-def learning_rate(train: TrainConfig, step: int, progress: float) -> float:
+def learning_rate(train: CommonTrainConfig, step: int, progress: float) -> float:
     """Return the rate at `step` (from 0), where `progress` (0 … 1) of all epochs is done: warm-up, then decay.
 
     Warm-up is linear over `warmup_steps`; decay goes to zero at the end of the last epoch, along a line or half a

@@ -51,8 +51,10 @@ class DenseFeature(Config):
     name: _Name
     of: Literal["context", "candidates"] = "candidates"
     transform: Literal["none", "log1p"] = Field(default="none", description="log1p: of its size, the sign kept")
-    centre: float = Field(default=0.0, description="a usual value, after the transform")
-    spread: float = Field(default=1.0, gt=0, description="how far values are from it, after the transform")
+    centre: float | None = Field(
+        default=None, description="a usual value, after the transform; null: as a run measures it in training, or 0")
+    spread: float | None = Field(
+        default=None, gt=0, description="how far values are from it, after the transform; null: as measured, or 1")
     missing: float | None = Field(
         default=0.0, description="read in place of NaN and infinity, in spreads from the centre; null: an error (CPU)")
 
@@ -130,6 +132,11 @@ class HistoryConfig(Config):
     reads: tuple[ReadConfig, ...] = Field(default=(Target(),), min_length=1)
     target: tuple[_Name, ...] = Field(
         default=(), description="candidates' categorical features whose sum asks; empty: those whose table it reads")
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether it needs to know when events happened."""
+        return self.age or (isinstance(self.layers, HSTULayers) and self.layers.time)
 
     @property
     def reads_targets(self) -> bool:

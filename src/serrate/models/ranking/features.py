@@ -77,8 +77,8 @@ class Dense(nn.Module):
     def __init__(self, features: Sequence[DenseFeature], hidden: Sequence[int], width: int):
         super().__init__()
         self.features = tuple(features)
-        for name, numbers in (("centre", [feature.centre for feature in features]),
-                              ("spread", [feature.spread for feature in features]),
+        for name, numbers in (("centre", [feature.centre or 0.0 for feature in features]),
+                              ("spread", [feature.spread or 1.0 for feature in features]),
                               ("missing", [feature.missing or 0.0 for feature in features]),
                               ("logged", [feature.transform == "log1p" for feature in features])):
             self.register_buffer(name, torch.tensor(numbers), persistent=False)
