@@ -168,7 +168,7 @@ def test_a_disk_that_fails_while_it_is_read(refused, tmp_path, monkeypatch, trai
     def fail(*arguments, **options):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("serrate.serve.predictor.load_file", fail)
+    monkeypatch.setattr("serrate.serve.loading.load_file", fail)
     refused("recommend", trained, "--history", "101", words=["model.safetensors", "Input/output error"])
 
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serrate.report.charts import histogram, interval, line_chart, share_bar, thin, ticks
-from serrate.report.contents import Bin, Comparison, Curve
+from serrate.report.charts import calibration_chart, histogram, interval, line_chart, share_bar, thin, ticks
+from serrate.report.contents import Bin, CalibrationBin, Comparison, Curve
+from serrate.report.markup import percent
 
 numbers = st.floats(-1e300, 1e300).map(lambda value: value / 1.000001)
 
@@ -156,3 +157,22 @@ def test_an_interval_stands_on_one_axis_with_zero():
 def test_an_interval_without_bounds_is_its_zero():
     comparison = Comparison(model="m", baseline="b", metric="mrr")
     assert interval(comparison, 0.0, 0.0).count("<line") == 1
+
+
+def test_a_calibration_chart_has_a_dot_for_each_bin_and_names_the_farthest():
+    held = [CalibrationBin(count=10, predicted=p, observed=o) for p, o in ((0.05, 0.04), (0.2, 0.3), (0.5, 0.48))]
+    svg = calibration_chart("calibration-0", held, title="Calibration of click")
+    assert svg.count('class="dot"') == 3
+    assert f"predicts {percent(0.2)} and {percent(0.3)} came true" in svg
+    right = calibration_chart("one", [CalibrationBin(count=5, predicted=0.25, observed=0.25)], title="One")
+    # what is right lies on the line where the two agree
+    (x1, x2), (y1, y2) = (re.findall(rf'<line class="guide"[^>]*? {a}1="([^"]+)"[^>]*? {a}2="([^"]+)"', right)[0]
+                          for a in "xy")
+    [(x, y)] = re.findall(r'<circle class="dot" cx="([^"]+)" cy="([^"]+)"', right)
+    along = (float(x) - float(x1)) / (float(x2) - float(x1))
+    assert float(y) == pytest.approx(float(y1) + along * (float(y2) - float(y1)), abs=0.2)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-9])
+def test_any_probability_can_be_drawn(value: float):
+    assert "nan" not in calibration_chart("one", [CalibrationBin(count=1, predicted=value, observed=value)], title="a")

@@ -230,6 +230,46 @@ def test_metrics_that_are_null_or_missing_for_one_model(make_run: MakeRun, sampl
     assert '<tr><th scope="row">HR@10</th><td class="best">0.5000</td><td>–</td></tr>' in content
 
 
+def estimates(**values: float) -> dict:
+    return {name: {"value": value, "low": value - 0.01, "high": value + 0.01} for name, value in values.items()}
+
+
+def test_a_ranking_run_knows_that_less_of_some_is_better(make_run: MakeRun, sample):
+    sample.metrics |= {
+        "rows": [{"model": "ranking", "metrics": estimates(auc=0.75, log_loss=0.55, calibration=1.02)},
+                 {"model": "base rate", "metrics": estimates(auc=0.5, log_loss=0.69, calibration=1.1)},
+                 {"model": "user + item", "metrics": estimates(auc=0.7, log_loss=0.6, calibration=0.95)}],
+        "comparisons": [
+            {"model": "ranking", "baseline": "base rate", "metric": "auc", "value": 0.25, "low": 0.2, "high": 0.3},
+            {"model": "ranking", "baseline": "base rate", "metric": "log_loss", "value": -0.14, "low": -0.2,
+             "high": -0.1}],
+        "calibration": [{"task": "like", "bins": [{"count": 5, "predicted": 0.2, "observed": 0.1},
+                                                  {"count": 5, "predicted": 0.7, "observed": 0.8}]}],
+        "samples": []}  # fmt: skip
+    content, page = report(make_run(metrics=sample.metrics))
+    for name, best in (("AUC", "0.7500"), ("Log loss", "0.5500"), ("Calibration", "1.0200")):
+        assert f'<tr><th scope="row">{name}</th><td class="best">{best}' in content
+    assert content.count('<td class="text better">better</td>') == 2
+    assert "best baseline 0.7000 (user + item)" in page.text
+    assert "best baseline 0.6000 (user + item)" in page.text
+    assert "Probabilities of samples." in page.text
+    assert "Calibration of like, test" in page.text
+    assert "Of all pairs of a yes and a no" in page.text
+    assert "Every item is ranked" not in page.text
+    assert "held-out" not in page.text  # terms of what is not measured
+    assert "example histories" not in page.text
+
+
+def test_metrics_of_several_tasks_name_theirs(make_run: MakeRun, sample):
+    sample.metrics["rows"] = [{"model": "ranking", "metrics": estimates(**{"click.auc": 0.7, "buy.ne_training": 0.9})}]
+    sample.metrics["comparisons"] = [{"model": "ranking", "baseline": "base rate", "metric": "buy.log_loss",
+                                      "value": 0.1, "low": 0.05, "high": 0.2}]
+    content, _ = report(make_run(metrics=sample.metrics))
+    assert '<th scope="row">click: AUC</th>' in content
+    assert '<th scope="row">buy: NE training</th>' in content
+    assert '<td class="text worse">worse</td>' in content
+
+
 def test_a_curve_of_one_point_and_no_validation(make_run: MakeRun):
     content, page = report(make_run(log=[{"event": "step", "step": 1, "loss": 2.5}, {"event": "end"}]))
     assert '<circle class="dot"' in content

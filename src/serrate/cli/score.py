@@ -16,7 +16,7 @@ def score(
     result: Annotated[Path, typer.Option(
         "--out", metavar="FILE", help="the Parquet file to write", show_default=False)],
 ) -> None:
-    """Score items with a ranking model: a probability or a value of each task.
+    """Score items that are shown, by a ranking model.
 
     REQUESTS has the training log's names of columns: the item, what is known when it is shown, and the user, whose
     events are those of the run's data set, before a time in a column `asked` if there is one. Users that are not there

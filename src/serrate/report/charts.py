@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .contents import Bin, Comparison, Curve
+from .contents import Bin, CalibrationBin, Comparison, Curve
 from .markup import Html, count, decimal, percent, tag
 
 WIDTH, HEIGHT = 460, 250
@@ -137,6 +137,43 @@ def histogram(name: str, bins: Sequence[Bin], mean: float | None, *, title: str)
         )
     tallest = max(range(len(bins)), key=lambda at: bins[at].users)
     summary = f"{count(total)} users; most have {_bounds(bins, tallest)} events."
+    return _chart(name, title, summary, drawn)
+
+
+def calibration_chart(name: str, bins: Sequence[CalibrationBin], *, title: str) -> Html:
+    """Return how often yes came true of samples over what was predicted of them, with a line where the two agree.
+
+    `bins` are in ascending order of what was predicted, at least one; the size of a dot says nothing.
+    """
+    top = max(ticks(0, max(max(each.predicted, each.observed) for each in bins)))
+    values = ticks(0, top)
+    across, up = _scale(0, top, LEFT, RIGHT), _scale(0, top, BOTTOM, TOP)
+    places = [(across(each.predicted), up(each.observed)) for each in bins]
+    dots = [
+        tag(
+            "circle",
+            tag("title", f"{count(each.count)} samples: {percent(each.predicted)} predicted, "
+                         f"{percent(each.observed)} came true"),
+            class_="dot",
+            cx=x,
+            cy=y,
+            r=4,
+        )
+        for each, (x, y) in zip(bins, places, strict=True)
+    ]
+    written = _digits(values)
+    drawn: list[object] = [
+        _grid(values, up),
+        _x_axis([(across(value), written(value)) for value in values], "predicted probability"),
+        tag("line", class_="guide", x1=across(0), x2=across(top), y1=up(0), y2=up(top)),
+        tag("path", class_="line", d="M" + _path(places)) if len(places) > 1 else None,
+        dots,
+    ]
+    farthest = max(bins, key=lambda each: abs(each.predicted - each.observed))
+    summary = (
+        f"{count(len(bins))} bins of equal mass; the farthest from the dashed line predicts "
+        f"{percent(farthest.predicted)} and {percent(farthest.observed)} came true."
+    )
     return _chart(name, title, summary, drawn)
 
 

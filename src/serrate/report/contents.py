@@ -62,6 +62,21 @@ class Lengths(_Part):
     padding_avoided: float | None = None
 
 
+class CalibrationBin(_Part):
+    """Samples whose probabilities are alike: how many, their mean probability, how often yes came true."""
+
+    count: int
+    predicted: float
+    observed: float
+
+
+class Calibration(_Part):
+    """The calibration of one task, in bins of ascending probability."""
+
+    task: str
+    bins: list[CalibrationBin] = []
+
+
 class Item(_Part):
     """One item of a sample."""
 
@@ -86,6 +101,7 @@ class Metrics(_Part):
     warnings: list[str] = []
     rows: list[Row] = []
     comparisons: list[Comparison] = []
+    calibration: list[Calibration] = []
     lengths: Lengths = Lengths()
     samples: list[Sample] = []
 

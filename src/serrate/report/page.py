@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..evaluate import LOWER_IS_BETTER
 from ..files import write_aside
 from ..run_folder import RunFolder
-from .charts import histogram, interval, line_chart, share_bar
+from .charts import calibration_chart, histogram, interval, line_chart, share_bar
 from .contents import Comparison, Contents, Estimate, Item, Row, Sample, number, read_contents, section, text
 from .markup import Html, count, decimal, join, percent, table, tag
 from .style import STYLE
@@ -21,11 +22,19 @@ _TERMS = {
     "MRR": "The mean of 1 / place of the held-out item.",
     "Recall@k": "The share of the held-out items that are among the first k.",
     "Coverage@k": "The share of all items that are among the first k of at least one example.",
+    "AUC": "Of all pairs of a yes and a no, the share in which the yes has the larger probability.",
+    "Grouped AUC": "The mean of the AUC of each user who has both, by the number of their samples.",
+    "Log loss": "The mean of −ln of the probability given to what came true. Less is better.",
+    "NE": "Log loss over the entropy of how often yes comes true in these samples; 1 says no more than that rate.",
+    "NE training": "The same, over the entropy of how often yes came true in training.",
+    "Calibration": "The sum of the probabilities over how often yes came true: 1 is right on the whole.",
     "Verdict": "Better or worse when the interval of the difference excludes zero, otherwise unclear.",
 }
+_SHORT = {"hr", "ndcg", "mrr", "map", "auc", "ne"}  # words that are written large
 _OPEN_SAMPLES = 2
 _SHOWN_CURVES = 3
-_HEADLINES = ("ndcg", "hr", "mrr")
+_HEADLINES = ("ndcg", "hr", "mrr", "auc", "ne", "log_loss")
+_MOST_TILES = 3  # of metrics
 
 
 def write_report(run: Path) -> Path:
@@ -110,7 +119,7 @@ def _tiles(contents: Contents) -> Html | None:
     own = next((row for row in contents.metrics.rows if row.split == split and row.model == contents.model), None)
     for family in _HEADLINES:
         name = next((name for name in own.metrics if _family(name) == family), None) if own else None
-        if own is None or name is None:
+        if own is None or name is None or len(tiles) == _MOST_TILES:
             continue
         estimate = own.metrics[name]
         rivals = [
@@ -118,7 +127,7 @@ def _tiles(contents: Contents) -> Html | None:
             for row in contents.metrics.rows
             if row.split == split and row is not own and (value := _value(row, name)) is not None
         ]
-        best = max(rivals, default=None)
+        best = min(rivals, key=lambda rival, name=name: _badness(name, rival[0]), default=None)
         tiles.append(
             _tile(
                 f"{_metric(name)}, {split}",
@@ -143,16 +152,28 @@ def _results(contents: Contents) -> Html:
     drawn = f" ({count(resamples)} resamples)" if isinstance(resamples, int) else ""
     return _section(
         "Results",
-        f"Every item is ranked. The small figures are {intervals}, by bootstrap over users{drawn}. "
+        f"{'Probabilities of samples' if contents.metrics.calibration else 'Every item is ranked'}. "
+        f"The small figures are {intervals}, by bootstrap over users{drawn}. "
         "The best of a line is bold.",
         [_metric_table(contents, split) for split in _splits(contents)],
         [_comparison_table(contents, split) for split in dict.fromkeys(c.split for c in contents.metrics.comparisons)],
         tag(
             "details",
             tag("summary", "How to read these figures"),
-            tag("div", _terms(), class_="inside"),
+            tag("div", _terms(contents), class_="inside"),
         ),
+        _calibration(contents),
     )
+
+
+def _calibration(contents: Contents) -> Html | None:
+    figures = [
+        _figure(title, calibration_chart(f"calibration-{at}", each.bins, title=title))
+        for at, each in enumerate(contents.metrics.calibration)
+        for title in (f"Calibration of {each.task}, test",)
+        if each.bins
+    ]
+    return tag("div", figures, class_="charts") if figures else None
 
 
 def _metric_table(contents: Contents, split: str) -> Html:
@@ -160,7 +181,8 @@ def _metric_table(contents: Contents, split: str) -> Html:
     names = dict.fromkeys(name for row in rows for name in row.metrics)
     body = []
     for name in names:
-        best = max((value for row in rows if (value := _value(row, name)) is not None), default=None)
+        held = [value for row in rows if (value := _value(row, name)) is not None]
+        best = min(held, key=lambda value, name=name: _badness(name, value), default=None)
         first = best if len(rows) > 1 else None  # alone is not best
         cells = [_cell(row.metrics.get(name, Estimate()), best=first) for row in rows]
         body.append([_metric(name), *cells])
@@ -276,8 +298,10 @@ def _data(contents: Contents) -> Html:
     return _section("Data", None, tag("div", panels, class_="charts"))
 
 
-def _samples(contents: Contents) -> Html:
+def _samples(contents: Contents) -> Html | None:
     samples = contents.metrics.samples
+    if not samples and contents.metrics.calibration:
+        return None
     if not samples:
         return _section("Examples", "This run holds no example histories.")
     return _section(
@@ -364,8 +388,10 @@ def _tile(name: str, figure: str, *notes: str | None) -> Html:
     )
 
 
-def _terms() -> Html:
-    return tag("dl", join([(tag("dt", term), tag("dd", said)) for term, said in _TERMS.items()]), class_="terms")
+def _terms(contents: Contents) -> Html:
+    there = {_metric(_family(name)).lower() for row in contents.metrics.rows for name in row.metrics} | {"verdict"}
+    told = {term: said for term, said in _TERMS.items() if term.partition("@")[0].lower() in there}
+    return tag("dl", join([(tag("dt", term), tag("dd", said)) for term, said in told.items()]), class_="terms")
 
 
 def _cell(estimate: Estimate, *, best: float | None = None, sign: bool = False) -> Html:
@@ -393,18 +419,30 @@ def _verdict(comparison: Comparison) -> tuple[str, str]:
     """Return what the interval says, in words and as a class of the style sheet."""
     if comparison.low is None or comparison.high is None:
         return "–", "unclear"
-    if comparison.low > 0:
-        return "better", "better"
-    return ("worse", "worse") if comparison.high < 0 else ("unclear", "unclear")
+    if comparison.low <= 0 <= comparison.high:
+        return "unclear", "unclear"
+    word = "better" if (comparison.low > 0) != (_family(comparison.metric) in LOWER_IS_BETTER) else "worse"
+    return word, word
+
+
+def _badness(metric: str, value: float) -> float:
+    """Return a number that is the smaller, the better a value of a metric is."""
+    if _family(metric) == "calibration":
+        return abs(value - 1)
+    return value if _family(metric) in LOWER_IS_BETTER else -value
 
 
 def _family(metric: str) -> str:
-    return metric.partition("@")[0]
+    """Return the metric without its cutoff and without the task that it is of."""
+    return metric.partition("@")[0].rpartition(".")[2]
 
 
 def _metric(name: str) -> str:
-    family, at, cutoff = name.partition("@")
-    return (family.upper() if family in {"hr", "ndcg", "mrr", "map", "auc"} else family.capitalize()) + at + cutoff
+    before, at, cutoff = name.partition("@")
+    task, dot, family = before.rpartition(".")
+    words = [word.upper() if word in _SHORT else word for word in family.split("_")]
+    title = " ".join(words)
+    return task + (dot and ": ") + title[:1].upper() + title[1:] + at + cutoff
 
 
 def _bounds(low: float | None, high: float | None, *, sign: bool = False) -> str | None:
