@@ -161,6 +161,17 @@ def test_a_validation_measures_so_many_states_and_the_same_ones(ratings, tmp_pat
     assert np.array_equal(samples.places, again.places)
 
 
+def test_a_metric_that_validation_cannot_measure_is_one_line(tmp_path):
+    # of every user all is liked or nothing, so that no user has an AUC
+    users = np.arange(200) % 10
+    log = pa.table({"user": users, "item": np.arange(200) % 7, "time": np.arange(200), "rating": 1 + 4 * (users % 2)})
+    config = parse_run(changed(features={"items": None}, train={"monitor": "grouped_auc"}, model={
+        "features": [{"kind": "categorical", "name": "item"}],
+        "histories": [{"name": "all", "fields": [{"name": "item"}]}]}))
+    with pytest.raises(InvalidData, match=r"grouped_auc is not defined of the validation samples: .* such as auc"):
+        train(config, prepare(log, config.data, tmp_path / "data"), tmp_path / "run")
+
+
 def test_padding_is_counted_in_each_history_on_its_own(ratings, tmp_path):
     batches = Trainer(RankingRunConfig.parse(CONFIG), ratings, tmp_path, World()).objective.batches
     one = type(batches)(np.array([2, 2]), 10, seed=0)

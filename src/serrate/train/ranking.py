@@ -64,8 +64,16 @@ class Ranking:
         return model.loss(batch), len(batch)
 
     def validate(self, model: RankingModel) -> dict[str, float]:
-        """Return name → value of each metric on the samples of at most `validation_examples` states."""
-        return self.predictions(model, self.validation_samples()).values()
+        """Return name → value of each metric on the samples of at most `validation_examples` states.
+
+        Raises:
+            InvalidData: the metric that chooses the epoch is not defined of them.
+        """
+        values, monitor = self.predictions(model, self.validation_samples()).values(), self.config.train.monitor
+        if monitor not in values:
+            raise InvalidData(f"samples: {monitor} is not defined of the validation samples: no user has both yes and "
+                              f"no; choose another train.monitor, such as {next(iter(values))}")
+        return values
 
     def better(self, value: float, best: float) -> bool:
         """Whether the metric that chooses the epoch is larger, or smaller where less is better."""
