@@ -2,7 +2,7 @@
 
     python benchmarks/clicks.py ranking-ml-100k ml-100k/events.parquet --name ml-100k --seeds 42 43 44 --out runs/clicks
 
-Each seed trains the recipe, and the recipe with a mean in place of whatever reads its histories; both are tested on the
+Each seed trains the recipe, and the recipe with a mean in place of whatever reads its histories; both are tested on
 the same samples. A difference is paired by user, seed by seed. Rows go to `benchmarks/clicks.json`; a finished run
 that stands in `--out` is read and not trained again.
 """

@@ -173,22 +173,35 @@ def streaming() -> str:
 
 
 def ranking() -> str:
-    """What a rating will be told before it is given: means over seeds, then the paired differences."""
-    found = rows("ranking*.json")
+    """What a rating will be told before it is given, by the last one of each user."""
+    return probabilities("ranking*.json", {"auc": "AUC"})
+
+
+def clicks() -> str:
+    """What becomes of what people are shown, by ranking models."""
+    return probabilities("clicks*.json", {"auc": "AUC", "grouped_auc": "AUC by user"})
+
+
+def probabilities(pattern: str, ordered: dict[str, str]) -> str:
+    """Metrics of probabilities, means over seeds, then the paired differences; `ordered`: those of order, to name."""
+    found = rows(pattern)
     if not found:
         return "Not measured yet."
+    columns = {**ordered, "log_loss": "log loss", "ne": "normalised entropy", "calibration": "calibration"}
     groups: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for entry in found:
         if entry["unit"] != "difference":
-            key = entry["subject"].removeprefix("ranking "), entry["implementation"], entry["device"]
+            key = entry["subject"].partition(" ")[2], entry["implementation"], entry["device"]
             groups[key][entry["metric"]].append(entry["value"])
-    body = [[*key[:2], *(f"{mean(values[metric]):.4f}" for metric in ("auc", "log_loss", "ne", "calibration")),
-             str(len(values["auc"])), f"{mean(values['run_s']):.0f}" if "run_s" in values else "", key[2]]
+    timed = any("run_s" in values for values in groups.values())
+    body = [[*key[:2], *(f"{mean(values[metric]):.4f}" for metric in columns), str(len(values["auc"])),
+             *([f"{mean(values['run_s']):.0f}" if "run_s" in values else ""] if timed else []), key[2]]
             for key, values in groups.items()]
-    differences = [f"- {e['subject'].removeprefix('ranking ')}, {e['implementation']}: log loss {e['value']:+.4f} "
-                   f"[{e['low']:+.4f}, {e['high']:+.4f}]" for e in found if e["unit"] == "difference"]
-    head = ["log", "", "AUC", "log loss", "normalised entropy", "calibration", "seeds", "seconds a run", "device"]
-    return table(head, body) + "\n\nPaired differences, bootstrap by user over all seeds, 95 %:\n\n" + \
+    differences = [f"- {e['subject'].partition(' ')[2]}, {e['implementation']}, seed {e['seed']}, "
+                   f"{columns[e['metric']]}: {e['value']:+.4f} [{e['low']:+.4f}, {e['high']:+.4f}]"
+                   for e in found if e["unit"] == "difference"]
+    head = ["log", "", *columns.values(), "seeds", *(["seconds a run"] if timed else []), "device"]
+    return table(head, body) + "\n\nPaired differences, bootstrap by user, 95 %:\n\n" + \
         "\n".join(differences) + "\n\n" + origin(found)
 
 
@@ -202,7 +215,8 @@ def pages() -> dict[Path, str]:
     text = PAGE.read_text()
     for name, make in (("quality", quality), ("prepare", prepare), ("throughput", throughput),
                        ("curves", fill_rates), ("hstu", hstu),
-                       ("stochastic-length", stochastic_length), ("streaming", streaming), ("ranking", ranking)):
+                       ("stochastic-length", stochastic_length), ("streaming", streaming), ("ranking", ranking),
+                       ("clicks", clicks)):
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda found, make=make: f"{found[1]}\n{make()}\n\n{found[2]}", text)
     charts = curves.charts(rows(ATTENTION.name))
