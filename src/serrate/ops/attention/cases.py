@@ -212,7 +212,7 @@ _BIASED = [replace(_NAMED["mixed"], name=f"{name}_{activation}", activation=acti
 _BIASED += [replace(_NAMED[name], name=f"{name}_both", activation="silu", normaliser=30.0, reach=20, buckets=50)
             for name in ("no_rows", "all_empty", "mixed_full", "one_long_among_short", "cross", "cross_causal",
                          "target_70", "pooling", "heads_share_cross", "everything", "everything_cross", "long_window",
-                         "long_everything", "width_96")]
+                         "long_everything", "width_96", "width_256")]
 _BIASED += [replace(_NAMED[name], name=f"{name}_both_softmax", reach=20, buckets=50, apart=True)
             for name in ("one_long_among_short", "cross", "two_heads_share", "everything", "everything_target")]
 _BIASED += [replace(_NAMED[name], name=f"{name}_both_relu_squared", activation="relu_squared", normaliser="length",

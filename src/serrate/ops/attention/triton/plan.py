@@ -127,7 +127,8 @@ def _biased(tiling: Tiling, width: int, tma: bool) -> Tiling:
     if width == 128:
         size = Sizes(64, 32, 4, 2, tma)
         return replace(tiling, forward=Sizes(64, 32, 4, 3), queries=size, keys=size)
-    return tiling
+    # of a tile of 64, eight warps would each hold pairs that another has too, and add them to the tables twice
+    return replace(tiling, queries=Sizes(64, 32, 4, 2))
 
 
 def descriptor(x: Tensor, block: int) -> TensorDescriptor:
