@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from serrate.ops.attention import Bias, attention
-from serrate.ops.direct import on_device_of, refuse_tangents, unit_stride, watched
+from serrate.ops.direct import INTERPRETED, no_kernel, on_device_of, refuse_tangents, unit_stride, watched
 from serrate.ops.norm_gate import norm_gate
 
 
@@ -30,6 +30,14 @@ def test_others_are_watched():
     seen = []
     torch.compile(lambda x: seen.append(watched(x)) or x + 1, backend="eager")(torch.ones(2))
     assert seen == [True]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter serves the CPU too")
+def test_kernels_say_why_they_do_not_serve():
+    cuda = torch.device("cuda")
+    assert no_kernel(torch.device("cpu"), torch.float32) == "needs a CUDA device, got cpu"
+    assert no_kernel(cuda, torch.float64) == "needs float32, bfloat16 or float16, got torch.float64"
+    assert no_kernel(cuda, torch.bfloat16) in (None, "needs the package triton")
 
 
 def test_the_last_axis_is_made_dense_where_it_is_not():

@@ -1,25 +1,17 @@
 """The target unit's first layer on CUDA in Triton: custom operators, whose kernels are imported at the first call."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...direct import INTERPRETED, on_device_of, refuse_tangents, unit_stride
+from ...direct import no_kernel, on_device_of, refuse_tangents, unit_stride
 from ..api import Call, Reading
-
-_INSTALLED = find_spec("triton") is not None
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unusable(call: Call) -> str | None:
     """Serve CUDA tensors in single and half precision where Triton is installed."""
-    if call.device.type != "cuda" and not INTERPRETED:
-        return f"needs a CUDA device, got {call.device.type}"
-    if call.dtype not in _DTYPES:
-        return f"needs float32, bfloat16 or float16, got {call.dtype}"
-    return None if _INSTALLED else "needs the package triton"
+    return no_kernel(call.device, call.dtype)
 
 
 def target_unit(q: Tensor, k: Tensor, weight: Tensor, bias: Tensor | None, reading: Reading) -> Tensor:
