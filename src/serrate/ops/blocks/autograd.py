@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..direct import refuse_tangents, watched
+from ..direct import Operator
 from .api import Rows
 
 
@@ -29,53 +29,45 @@ class Operators:
     """
 
     def __init__(self, suffix: str, compute: Mapping[str, Callable[..., Any]], device_types: str | None = None):
-        made: dict[str, Any] = {
-            name: torch.library.custom_op(f"serrate::block_{name}_{suffix}", function, mutates_args=(),
-                                          device_types=device_types)
+        made = {
+            name: Operator(f"serrate::block_{name}_{suffix}", function, device_types)
             for name, function in compute.items()}
-        for name, operator in made.items():
-            operator.register_fake(_RESULTS[name])
+        for name, each in made.items():
+            each.register_fake(_RESULTS[name])
             if name in _KEPT:
-                operator.register_autograd(_differentiated(_GRADIENTS[name], made), setup_context=_KEPT[name])
-        self._made, self._offsets = made, compute["offsets"]
+                each.register_autograd(_differentiated(_GRADIENTS[name], made), setup_context=_KEPT[name])
+        self._made = made
 
     def offsets(self, offsets: Tensor) -> Tensor:
-        """Return `(B + 1,)` int64; see `api.block_offsets`. It has no gradient, so mostly no need of an operator."""
-        return self._made["offsets"](offsets) if watched(offsets) else self._offsets(offsets)
+        """Return `(B + 1,)` int64; see `api.block_offsets`."""
+        return self._made["offsets"](offsets)
 
     def products(self, x: Tensor, y: Tensor, rows: Rows, pairs: int) -> Tensor:
         """Return `(P, H)` of `(T, H, D)` each; see `api.block_products`."""
-        refuse_tangents("block_products", x, y)
         return self._made["products"](x, y, *rows, pairs)
 
     def matmul(self, a: Tensor, y: Tensor, rows: Rows, transposed: bool) -> Tensor:
         """Return `(T, H, D)` of `(P, H)` and `(T, H, D)`; see `api.block_matmul`."""
-        refuse_tangents("block_matmul", a, y)
         return self._made["matmul"](a, y, *rows, transposed)
 
     def softmax(self, a: Tensor, rows: Rows, over_queries: bool) -> Tensor:
         """Return `(P, H)` of `(P, H)`; see `api.block_softmax`."""
-        refuse_tangents("block_softmax", a)
         return self._made["softmax"](a, *rows, over_queries)
 
     def differences(self, x: Tensor, y: Tensor, rows: Rows, pairs: int) -> Tensor:
         """Return `(P, H)` of `(T, H)` each; see `api.block_differences`."""
-        refuse_tangents("block_differences", x, y)
         return self._made["differences"](x, y, *rows, pairs)
 
     def multiply(self, a: Tensor, square: Tensor, rows: Rows) -> Tensor:
         """Return `(P, H)` of `(P, H)` and `(N, N)`; see `api.block_multiply`."""
-        refuse_tangents("block_multiply", a, square)
         return self._made["multiply"](a, square, *rows)
 
     def to_padded(self, a: Tensor, rows: Rows, length: int, fill: float) -> Tensor:
         """Return `(B, N, N, H)` of `(P, H)`; see `api.to_padded_blocks`."""
-        refuse_tangents("to_padded_blocks", a)
         return self._made["to_padded"](a, *rows, length, fill)
 
     def from_padded(self, padded: Tensor, rows: Rows, pairs: int) -> Tensor:
         """Return `(P, H)` of `(B, N, N, H)`; see `api.from_padded_blocks`."""
-        refuse_tangents("from_padded_blocks", padded)
         return self._made["from_padded"](padded, *rows, pairs)
 
 

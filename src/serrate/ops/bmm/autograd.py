@@ -22,14 +22,14 @@ def register(dense: Any, jagged: Any) -> None:
 
     def of_dense(ctx: Any, grad: Tensor) -> tuple:
         x, y, offsets = ctx.saved_tensors
-        of_x, of_y, of_bias, _ = ctx.needs_input_grad
+        of_x, of_y, of_bias = ctx.needs_input_grad[:3]
         d_x = dense(grad, y.mT, None, offsets) if of_x else None
         d_y, d_bias = (*jagged(x, grad, offsets, of_bias), None)[:2] if of_y or of_bias else (None, None)
         return d_x, d_y, d_bias, None
 
     def of_jagged(ctx: Any, grads: list[Tensor]) -> tuple:
         x, y, offsets = ctx.saved_tensors
-        of_x, of_y, _, _ = ctx.needs_input_grad
+        of_x, of_y = ctx.needs_input_grad[:2]
         product, sums = (*grads, None)[:2]
         assert product is not None
         d_x = dense(y, product.mT, None, offsets) if of_x else None

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..attention.cpu.groups import Groups, wide
-from ..direct import refuse_tangents
+from ..direct import operator
 from .api import Call
 from .autograd import register
 
@@ -16,17 +16,15 @@ def unusable(call: Call) -> str | None:
 
 def jagged_dense_bmm(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
     """Multiply by the matrix of the row; see `api`. Half precision is computed in float32."""
-    refuse_tangents("jagged_dense_bmm", x, y, bias)
     return _dense(x, y, bias, offsets)
 
 
 def jagged_jagged_bmm(x: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
     """Multiply row by row; see `api`. Half precision is computed in float32."""
-    refuse_tangents("jagged_jagged_bmm", x, y)
     return _jagged(x, y, offsets, False)[0]
 
 
-@torch.library.custom_op("serrate::jagged_dense_bmm_cpu", mutates_args=(), device_types="cpu")
+@operator("serrate::jagged_dense_bmm_cpu", device_types="cpu")
 def _dense(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
     groups = Groups(offsets[None])
     parts = []
@@ -41,7 +39,7 @@ def _dense(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor
     return groups.queries.gather(x.new_empty(*x.shape[:2], y.shape[3]), parts)
 
 
-@torch.library.custom_op("serrate::jagged_jagged_bmm_cpu", mutates_args=(), device_types="cpu")
+@operator("serrate::jagged_jagged_bmm_cpu", device_types="cpu")
 def _jagged(x: Tensor, y: Tensor, offsets: Tensor, sums: bool) -> list[Tensor]:
     """Return the products and, if asked for, the sums of `y` over each row."""
     groups = Groups(offsets[None])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...jagged import offsets_from_lengths
-from ..direct import refuse_tangents
+from ..direct import operator
 from ..pool.cpu import row_index, row_sums
 from .api import Call, require_positions
 from .autograd import like_other, register
@@ -17,7 +17,6 @@ def unusable(call: Call) -> str | None:
 
 def broadcast(x: Tensor, y: Tensor, offsets: Tensor, along: str, product: bool) -> Tensor:
     """Add to events `(T, W)` what belongs to rows or positions, or multiply; see `api.add`."""
-    refuse_tangents("broadcast", x, y)
     return _broadcast(x, y, offsets, along, product)
 
 
@@ -30,14 +29,14 @@ def _cells(offsets: Tensor, events: int, along: str, positions: int) -> Tensor:
     return position if along == "positions" else row * positions + position
 
 
-@torch.library.custom_op("serrate::broadcast_cpu", mutates_args=(), device_types="cpu")
+@operator("serrate::broadcast_cpu", device_types="cpu")
 def _broadcast(x: Tensor, y: Tensor, offsets: Tensor, along: str, product: bool) -> Tensor:
     require_positions(offsets, along, y.shape[-2])
     own = y.reshape(-1, y.shape[-1])[_cells(offsets, x.shape[0], along, y.shape[-2])]
     return (x * own if product else x + own).contiguous()
 
 
-@torch.library.custom_op("serrate::broadcast_cpu_reduced", mutates_args=(), device_types="cpu")
+@operator("serrate::broadcast_cpu_reduced", device_types="cpu")
 def _reduced(grad: Tensor, x: Tensor | None, offsets: Tensor, along: str, positions: int,
              dtype: torch.dtype) -> Tensor:
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32))

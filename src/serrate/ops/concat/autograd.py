@@ -6,24 +6,20 @@ So derivatives of any order are right. Events only move: what comes back to an e
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.types import Number
 
-from ..direct import refuse_tangents
+from ..direct import Operator
 from .parts import joined_dtype, joined_shape, part_shapes
 
 
-def operators(implementation: str, *computations: Callable) -> list[Callable]:
-    """Register concatenate, split, to_padded and from_padded, in this order, as custom operators of a name.
-
-    Returns functions that call them, and that refuse forward-mode derivatives.
-    """
-    registered = [torch.library.custom_op(f"serrate::{name}_{implementation}", compute, mutates_args=())
-                  for name, compute in zip(_FAKES, computations, strict=True)]
-    joined, parted, padded, taken = registered
-    for operator, fake in zip(registered, _FAKES.values(), strict=True):
-        operator.register_fake(fake)
+def operators(implementation: str, *computations: Callable) -> list[Operator]:
+    """Make concatenate, split, to_padded and from_padded, in this order, operators of an implementation."""
+    made = [Operator(f"serrate::{name}_{implementation}", compute)
+            for name, compute in zip(_FAKES, computations, strict=True)]
+    joined, parted, padded, taken = made
+    for each, fake in zip(made, _FAKES.values(), strict=True):
+        each.register_fake(fake)
 
     def of_joined(ctx: Any, grad: Tensor, _: Tensor) -> tuple:
         offsets = list(ctx.saved_tensors)
@@ -43,15 +39,7 @@ def operators(implementation: str, *computations: Callable) -> list[Callable]:
     parted.register_autograd(of_parted, setup_context=_keep_offsets)
     padded.register_autograd(of_padded, setup_context=_keep_events)
     taken.register_autograd(of_taken, setup_context=_keep_length)
-    return [_refusing(name, operator) for name, operator in zip(_FAKES, registered, strict=True)]
-
-
-def _refusing(name: str, operator: Callable) -> Callable:
-    def call(x: Tensor | list[Tensor], *rest: Any) -> Any:
-        refuse_tangents(name, *(x if isinstance(x, list) else [x]))
-        return operator(x, *rest)
-
-    return call
+    return made
 
 
 # --- shapes of results ---

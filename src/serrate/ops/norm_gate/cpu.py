@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..direct import refuse_tangents
+from ..direct import operator
 from .api import Call, Settings
 from .autograd import register
 from .reference import stays
@@ -23,7 +23,6 @@ def unusable(call: Call) -> str | None:
 
 def norm_gate(x: Tensor, gate: Tensor | None, settings: Settings) -> Tensor:
     """Normalise, gate and drop; see `api.norm_gate`. Half precision is computed in float32."""
-    refuse_tangents("norm_gate", x, gate)
     return _forward(x, gate, settings.seed, settings.groups, settings.eps, settings.dropout, settings.dtype)
 
 
@@ -45,7 +44,7 @@ def _drop(x: Tensor, seed: Tensor | None, rate: float, first: int) -> None:
         x.mul_(stays(seed, rate, *x.shape, first=first)).div_(1 - rate)
 
 
-@torch.library.custom_op("serrate::norm_gate_cpu", mutates_args=(), device_types="cpu")
+@operator("serrate::norm_gate_cpu", device_types="cpu")
 def _forward(x: Tensor, gate: Tensor | None, seed: Tensor | None, groups: int, eps: float, dropout: float,
              dtype: torch.dtype) -> Tensor:
     out = x.new_empty(x.shape, dtype=dtype)
@@ -58,7 +57,7 @@ def _forward(x: Tensor, gate: Tensor | None, seed: Tensor | None, groups: int, e
     return out
 
 
-@torch.library.custom_op("serrate::norm_gate_cpu_backward", mutates_args=(), device_types="cpu")
+@operator("serrate::norm_gate_cpu_backward", device_types="cpu")
 def _backward(grad: Tensor, x: Tensor, gate: Tensor | None, seed: Tensor | None, groups: int, eps: float,
               dropout: float) -> list[Tensor]:
     """Return the gradient of x, and that of the gate where there is one."""

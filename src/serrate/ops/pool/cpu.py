@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...jagged import offsets_from_lengths
-from ..direct import refuse_tangents
+from ..direct import operator
 from .api import Call
 from .autograd import like_kept, register_pool, register_softmax
 
@@ -23,13 +23,11 @@ def unusable(call: Call) -> str | None:
 
 def pool(x: Tensor, offsets: Tensor, weights: Tensor | None, how: str, softmax: bool) -> Tensor:
     """Pool events `(T, H, D)` with weights `(T, H)`; see `api.pool`. Half precision is computed in float32."""
-    refuse_tangents("pool", x, weights)
     return _pool(x, offsets, weights, how, softmax)[0]
 
 
 def softmax(x: Tensor, offsets: Tensor) -> Tensor:
     """Softmax of logits `(T, W)` over the events of each row; see `api.softmax`."""
-    refuse_tangents("softmax", x)
     return _softmax(x, offsets)
 
 
@@ -84,7 +82,7 @@ def _over(sums: Tensor) -> Tensor:
     return sums.reciprocal().masked_fill_(sums == 0, 0.0)
 
 
-@torch.library.custom_op("serrate::pool_cpu", mutates_args=(), device_types="cpu")
+@operator("serrate::pool_cpu", device_types="cpu")
 def _pool(x: Tensor, offsets: Tensor, weights: Tensor | None, how: str, softmax: bool) -> tuple[Tensor, Tensor]:
     rows = offsets.shape[0] - 1
     kept = like_kept(x, weights, rows, how, softmax)
@@ -109,7 +107,7 @@ def _pool(x: Tensor, offsets: Tensor, weights: Tensor | None, how: str, softmax:
     return out.to(x.dtype), kept
 
 
-@torch.library.custom_op("serrate::pool_cpu_backward", mutates_args=(), device_types="cpu")
+@operator("serrate::pool_cpu_backward", device_types="cpu")
 def _pool_backward(grad: Tensor, offsets: Tensor, x: Tensor | None, weights: Tensor | None, kept: Tensor,
                    how: str, softmax: bool, events: int) -> list[Tensor]:
     """Return the gradient of x, and that of the weights where there are some."""
@@ -136,13 +134,13 @@ def _pool_backward(grad: Tensor, offsets: Tensor, x: Tensor | None, weights: Ten
     return [wide.to(grad.dtype)[row]]
 
 
-@torch.library.custom_op("serrate::softmax_cpu", mutates_args=(), device_types="cpu")
+@operator("serrate::softmax_cpu", device_types="cpu")
 def _softmax(x: Tensor, offsets: Tensor) -> Tensor:
     raised, _, sums = _exponents(x, offsets)
     return raised.mul_(_over(sums)[row_index(offsets, x.shape[0])]).to(x.dtype).contiguous()
 
 
-@torch.library.custom_op("serrate::softmax_cpu_backward", mutates_args=(), device_types="cpu")
+@operator("serrate::softmax_cpu_backward", device_types="cpu")
 def _softmax_backward(grad: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
     along = _wide(grad) * y
     return along.sub_(row_sums(along, offsets)[row_index(offsets, y.shape[0])] * y).to(y.dtype).contiguous()

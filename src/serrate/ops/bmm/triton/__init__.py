@@ -1,9 +1,8 @@
 """Jagged products on CUDA in Triton: custom operators, whose kernels are imported at the first call."""
 
-import torch
 from torch import Tensor
 
-from ...direct import no_kernel, on_device_of, refuse_tangents, unit_stride
+from ...direct import no_kernel, on_device_of, operator, unit_stride
 from ..api import Call
 from ..autograd import register
 
@@ -15,17 +14,15 @@ def unusable(call: Call) -> str | None:
 
 def jagged_dense_bmm(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
     """Multiply by the matrix of the row; see `api`."""
-    refuse_tangents("jagged_dense_bmm", x, y, bias)
     return _dense(x, y, bias, offsets)
 
 
 def jagged_jagged_bmm(x: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
     """Multiply row by row; see `api`."""
-    refuse_tangents("jagged_jagged_bmm", x, y)
     return _jagged(x, y, offsets, False)[0]
 
 
-@torch.library.custom_op("serrate::jagged_dense_bmm_triton", mutates_args=())
+@operator("serrate::jagged_dense_bmm_triton")
 def _dense(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
     from . import kernels
 
@@ -37,7 +34,7 @@ def _dense(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor
     return out
 
 
-@torch.library.custom_op("serrate::jagged_jagged_bmm_triton", mutates_args=())
+@operator("serrate::jagged_jagged_bmm_triton")
 def _jagged(x: Tensor, y: Tensor, offsets: Tensor, sums: bool) -> list[Tensor]:
     """Return the products and, if asked for, the sums of `y` over each row."""
     from . import kernels

@@ -6,7 +6,7 @@ As in pooling, a program owns a chunk of one row, found by search: it reads what
 import torch
 from torch import Tensor
 
-from ...direct import on_device_of, refuse_tangents, unit_stride
+from ...direct import on_device_of, operator, unit_stride
 from ...pool.triton import unusable as unusable_of_rows
 from ..api import Call
 from ..autograd import like_other, register
@@ -19,11 +19,10 @@ def unusable(call: Call) -> str | None:
 
 def broadcast(x: Tensor, y: Tensor, offsets: Tensor, along: str, product: bool) -> Tensor:
     """Add to events `(T, W)` what belongs to rows or positions, or multiply; see `api.add`."""
-    refuse_tangents("broadcast", x, y)
     return _broadcast(x, y, offsets, along, product)
 
 
-@torch.library.custom_op("serrate::broadcast_triton", mutates_args=())
+@operator("serrate::broadcast_triton")
 def _broadcast(x: Tensor, y: Tensor, offsets: Tensor, along: str, product: bool) -> Tensor:
     from .kernels import launch
 
@@ -33,7 +32,7 @@ def _broadcast(x: Tensor, y: Tensor, offsets: Tensor, along: str, product: bool)
     return out
 
 
-@torch.library.custom_op("serrate::broadcast_triton_reduced", mutates_args=())
+@operator("serrate::broadcast_triton_reduced")
 def _reduced(grad: Tensor, x: Tensor | None, offsets: Tensor, along: str, positions: int,
              dtype: torch.dtype) -> Tensor:
     from ...pool.triton.reduce import reduce

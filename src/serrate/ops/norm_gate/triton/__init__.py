@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ...direct import INTERPRETED, on_device_of, unit_stride, watched
+from ...direct import INTERPRETED, on_device_of, operator, unit_stride
 from ..api import Call, Settings
 from ..autograd import register
 
@@ -31,75 +31,34 @@ def unusable(call: Call) -> str | None:
 
 def norm_gate(x: Tensor, gate: Tensor | None, settings: Settings) -> Tensor:
     """Normalise, gate and drop; see `api.norm_gate`."""
-    if watched(x, gate):
-        return _forward(x, gate, settings.seed, settings.groups, settings.eps, settings.dropout, settings.dtype)
-    if not torch.is_grad_enabled():
-        return _compute(x, gate, settings)
-    return _Direct.apply(x, gate, settings)  # pyright: ignore[reportGeneralTypeIssues]
+    return _forward(x, gate, settings.seed, settings.groups, settings.eps, settings.dropout, settings.dtype)
 
 
-def _compute(x: Tensor, gate: Tensor | None, settings: Settings) -> Tensor:
+@operator("serrate::norm_gate_triton")
+def _forward(x: Tensor, gate: Tensor | None, seed: Tensor | None, groups: int, eps: float, dropout: float,
+             dtype: torch.dtype) -> Tensor:
     from . import kernels
 
-    out = _output(x, settings.dtype)
+    out = x.new_empty(x.shape, dtype=dtype)
     if out.numel():
         with on_device_of(x):
-            kernels.launch(unit_stride(x), None if gate is None else unit_stride(gate), settings, out)
+            kernels.launch(unit_stride(x), None if gate is None else unit_stride(gate),
+                           Settings(groups, eps, dropout, seed, dtype), out)
     return out
 
 
-def _compute_gradients(grad: Tensor, x: Tensor, gate: Tensor | None,
-                       settings: Settings) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of x and gate, contiguous."""
-    from . import kernels
-
-    gradients = _gradients(x, gate)
-    if x.numel():
-        with on_device_of(x):
-            kernels.launch_backward(grad.contiguous(), unit_stride(x), None if gate is None else unit_stride(gate),
-                                    settings, gradients)
-    return gradients
-
-
-def _output(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.new_empty(x.shape, dtype=dtype)
-
-
-def _gradients(x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    return x.new_empty(x.shape), None if gate is None else gate.new_empty(gate.shape)
-
-
-@torch.library.custom_op("serrate::norm_gate_triton", mutates_args=())
-def _forward(x: Tensor, gate: Tensor | None, seed: Tensor | None, groups: int, eps: float, dropout: float,
-             dtype: torch.dtype) -> Tensor:
-    return _compute(x, gate, Settings(groups, eps, dropout, seed, dtype))
-
-
-@torch.library.custom_op("serrate::norm_gate_triton_backward", mutates_args=())
+@operator("serrate::norm_gate_triton_backward")
 def _backward(grad: Tensor, x: Tensor, gate: Tensor | None, seed: Tensor | None, groups: int, eps: float,
               dropout: float) -> list[Tensor]:
     """Return the gradient of x, and that of the gate where there is one."""
-    gradients = _compute_gradients(grad, x, gate, Settings(groups, eps, dropout, seed, grad.dtype))
+    from . import kernels
+
+    gradients = x.new_empty(x.shape), None if gate is None else gate.new_empty(gate.shape)
+    if x.numel():
+        with on_device_of(x):
+            kernels.launch_backward(grad.contiguous(), unit_stride(x), None if gate is None else unit_stride(gate),
+                                    Settings(groups, eps, dropout, seed, grad.dtype), gradients)
     return [each for each in gradients if each is not None]
 
 
 register(_forward, _backward)
-
-
-class _Direct(torch.autograd.Function):
-    """The same two computations without torch's dispatcher in between."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, gate: Tensor | None, settings: Settings) -> Tensor:
-        ctx.save_for_backward(x, gate, settings.seed)
-        ctx.settings = settings
-        return _compute(x, gate, settings)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, gate, seed = ctx.saved_tensors
-        groups, eps, dropout = ctx.settings[:3]
-        if torch.is_grad_enabled():  # a graph of the gradients is wanted: the operator refuses to be differentiated
-            d_x, *d_gate = _backward(grads[0], x, gate, seed, groups, eps, dropout)
-            return d_x, *(d_gate or [None]), None
-        return *_compute_gradients(grads[0], x, gate, ctx.settings), None

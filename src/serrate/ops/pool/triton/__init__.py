@@ -7,7 +7,7 @@ second small kernel combines the chunks of long rows in their order.
 import torch
 from torch import Tensor
 
-from ...direct import no_kernel, on_device_of, refuse_tangents, unit_stride
+from ...direct import no_kernel, on_device_of, operator, unit_stride
 from ..api import Call
 from ..autograd import like_kept, register_pool, register_softmax
 
@@ -19,17 +19,15 @@ def unusable(call: Call) -> str | None:
 
 def pool(x: Tensor, offsets: Tensor, weights: Tensor | None, how: str, softmax: bool) -> Tensor:
     """Pool events `(T, H, D)` with weights `(T, H)`; see `api.pool`."""
-    refuse_tangents("pool", x, weights)
     return _pool(x, offsets, weights, how, softmax)[0]
 
 
 def softmax(x: Tensor, offsets: Tensor) -> Tensor:
     """Softmax of logits `(T, W)` over the events of each row; see `api.softmax`."""
-    refuse_tangents("softmax", x)
     return _softmax(x, offsets)
 
 
-@torch.library.custom_op("serrate::pool_triton", mutates_args=())
+@operator("serrate::pool_triton")
 def _pool(x: Tensor, offsets: Tensor, weights: Tensor | None, how: str, softmax: bool) -> tuple[Tensor, Tensor]:
     from .reduce import reduce
 
@@ -40,7 +38,7 @@ def _pool(x: Tensor, offsets: Tensor, weights: Tensor | None, how: str, softmax:
     return out, kept
 
 
-@torch.library.custom_op("serrate::pool_triton_backward", mutates_args=())
+@operator("serrate::pool_triton_backward")
 def _pool_backward(grad: Tensor, offsets: Tensor, x: Tensor | None, weights: Tensor | None, kept: Tensor,
                    how: str, softmax: bool, events: int) -> list[Tensor]:
     """Return the gradient of x, and that of the weights where there are some."""
@@ -57,7 +55,7 @@ def _pool_backward(grad: Tensor, offsets: Tensor, x: Tensor | None, weights: Ten
     return [d_x, d_weights]
 
 
-@torch.library.custom_op("serrate::softmax_triton", mutates_args=())
+@operator("serrate::softmax_triton")
 def _softmax(x: Tensor, offsets: Tensor) -> Tensor:
     from .reduce import reduce
     from .spread import spread
@@ -71,7 +69,7 @@ def _softmax(x: Tensor, offsets: Tensor) -> Tensor:
     return out[:, 0]
 
 
-@torch.library.custom_op("serrate::softmax_triton_backward", mutates_args=())
+@operator("serrate::softmax_triton_backward")
 def _softmax_backward(grad: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
     from .reduce import reduce
     from .spread import spread

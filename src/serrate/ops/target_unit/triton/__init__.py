@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...direct import no_kernel, on_device_of, refuse_tangents, unit_stride
+from ...direct import no_kernel, on_device_of, operator, unit_stride
 from ..api import Call, Reading
 
 
@@ -16,11 +16,10 @@ def unusable(call: Call) -> str | None:
 
 def target_unit(q: Tensor, k: Tensor, weight: Tensor, bias: Tensor | None, reading: Reading) -> Tensor:
     """Let each target meet its events; see `api.target_unit`."""
-    refuse_tangents("target_unit", q, k, weight, bias)
     return _forward(q, k, weight, bias, *reading)
 
 
-@torch.library.custom_op("serrate::target_unit_triton", mutates_args=())
+@operator("serrate::target_unit_triton")
 def _forward(q: Tensor, k: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, rows: Tensor | None,
              ends: Tensor, num_events: int) -> Tensor:
     from . import kernels
@@ -38,7 +37,7 @@ def _(q: Tensor, k: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor
     return q.new_empty(num_events, weight.shape[1])
 
 
-@torch.library.custom_op("serrate::target_unit_triton_events", mutates_args=())
+@operator("serrate::target_unit_triton_events")
 def _events_gradient(grad: Tensor, q: Tensor, k: Tensor, weight: Tensor, offsets: Tensor, rows: Tensor | None,
                      ends: Tensor) -> Tensor:
     from . import kernels
@@ -56,7 +55,7 @@ def _(grad: Tensor, q: Tensor, k: Tensor, *others: Any) -> Tensor:
     return k.new_empty(k.shape)
 
 
-@torch.library.custom_op("serrate::target_unit_triton_others", mutates_args=())
+@operator("serrate::target_unit_triton_others")
 def _others_gradients(grad: Tensor, q: Tensor, k: Tensor, weight: Tensor, offsets: Tensor, rows: Tensor | None,
                       ends: Tensor) -> list[Tensor]:
     """Return the gradients of targets, weight and bias."""
