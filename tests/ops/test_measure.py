@@ -18,6 +18,16 @@ def test_errors_are_relative_and_small_tensors_count_beside_the_largest():
     assert math.isnan(measure.relative_error([large, small * math.nan], [large, small]))
 
 
+def test_equal_infinities_differ_by_nothing_and_others_are_errors():
+    expected = torch.tensor([3.0, 4.0, -math.inf])  # norm 5, of what is finite
+    assert measure.relative_error([expected], [expected]) == 0
+    assert measure.relative_error([torch.tensor([3.0, 5.0, -math.inf])], [expected]) == pytest.approx(0.2)
+    for wrong in (math.inf, 0.0):
+        assert measure.relative_error([torch.tensor([3.0, 4.0, wrong])], [expected]) == math.inf
+    assert measure.relative_error([expected], [torch.tensor([3.0, 4.0, 0.0])]) == math.inf
+    assert math.isnan(measure.relative_error([torch.tensor([3.0, 4.0, math.nan])], [expected]))
+
+
 @pytest.mark.parametrize("error", [1e-4, math.nan, math.inf])
 def test_a_wrong_answer_tells_no_speed(error):
     measure.require("small", 0.9e-4, 1e-4)

@@ -46,12 +46,14 @@ def asking(x: Tensor) -> Tensor:
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest relative error of any tensor, NaN where there is one; a small one counts beside the largest.
 
-    A gradient that is zero, as that of queries with one key, is compared with the others.
+    A gradient that is zero, as that of queries with one key, is compared with the others. Equal infinities, as the
+    logarithm of a sum over nothing, differ by 0.
     """
     with torch.no_grad():
-        sizes = torch.stack([x.double().norm() for x in expected])
+        sizes = torch.stack([x.double().where(x.isfinite(), 0.0).norm() for x in expected])
         sizes = sizes.maximum(0.05 * sizes.max())
-        errors = torch.stack([(x.double() - y.double()).norm() for x, y in zip(found, expected, strict=True)])
+        errors = torch.stack([(x.double() - y.double()).where(x != y, 0.0).norm()
+                              for x, y in zip(found, expected, strict=True)])
         return float((errors / sizes).max())  # max hands NaN on
 
 
