@@ -10,7 +10,7 @@ from torch import Tensor
 
 from serrate.errors import InvalidArgument, NotUsable
 from serrate.ops import implementations
-from serrate.ops.broadcast import Call, add, multiply
+from serrate.ops.broadcast import Call, add, multiply, reference
 from serrate.ops.broadcast.cases import CASES, Case, run
 from serrate.ops.select import choose
 from serrate.testing import assert_within_budget, lengths
@@ -290,14 +290,16 @@ def test_a_row_longer_than_the_positions_is_refused_also_when_compiled(name):
 
 
 @every_device
-def test_past_the_positions_kernels_read_nothing(device):
-    usable("triton", torch.float32, device)
+@pytest.mark.parametrize("name", ["triton", "reference"])
+def test_past_the_positions_nothing_is_read(name, device, monkeypatch):
+    usable(name, torch.float32, device)
+    monkeypatch.setattr(reference, "require_positions", lambda *_: None)  # the oracle's rule on a CPU alone
     x, offsets = torch.ones(5, 2, device=device), torch.tensor([0, 4, 5], device=device)
     for along, lead in (("positions", (3,)), ("both", (2, 3))):
         y = torch.full((*lead, 2), 2.0, device=device, requires_grad=True)
-        found = add(x, y, offsets, along=along, implementation="triton")
+        found = add(x, y, offsets, along=along, implementation=name)
         assert found.tolist() == [[3, 3], [3, 3], [3, 3], [1, 1], [3, 3]]
-        assert multiply(x, y, offsets, along=along, implementation="triton")[3].tolist() == [0, 0]
+        assert multiply(x, y, offsets, along=along, implementation=name)[3].tolist() == [0, 0]
         expected = torch.tensor([[2.0], [1], [1]] if along == "positions" else [[[1.0], [1], [1]], [[1], [0], [0]]])
         assert torch.equal(torch.autograd.grad(found.sum(), y)[0].cpu(), expected.expand(y.shape))
 
