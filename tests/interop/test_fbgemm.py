@@ -437,7 +437,7 @@ def test_tensors_without_memory_are_served(fbgemm):
 
 @pytest.mark.gpu
 def test_more_rows_than_a_grid_has(fbgemm):
-    lengths = torch.arange(70_000, device="cuda") % 3
+    lengths = torch.arange(70_000, device="cuda") % 2  # the last row has one event
     offsets, blocks = offsets_of(lengths), offsets_of(lengths * lengths)
     x = torch.randn(int(offsets[-1]), 16, device="cuda")
     rows, squares = (lengths, offsets), (lengths**2, blocks)
