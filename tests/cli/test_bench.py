@@ -1,9 +1,11 @@
 """`serrate bench attention` on a CPU: batches of a log and of a distribution, the choice and its reasons, mistakes."""
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
 import serrate.cli.bench as command
 from serrate.data import DataConfig, prepare
@@ -14,7 +16,7 @@ TINY = ["--heads", 1, "--width", 8, "--device", "cpu", "--seconds", 0.05]
 def test_a_distribution_is_measured_beside_its_peers(serrate):
     shown = serrate("bench", "attention", "uniform:12", "--rows", 5, *TINY)
     assert shown.code == 0, shown
-    for word in ("cpu, ours", "row by row", "padded flash", "forward and backward ms", "float32, causal", "1.00"):
+    for word in ("cpu, ours", "row by row", "padded flash", "backward ms", "float32, causal", "1.00"):
         assert word in shown.out
     lines = shown.out.splitlines()
     assert "chosen: cpu" in lines
@@ -162,6 +164,21 @@ def test_the_group_alone_shows_its_commands(serrate):
     assert shown == serrate("bench", "--help")
     assert "attention" in shown.out
     assert "..." not in shown.out[shown.out.index("Commands:"):]
+
+
+def test_names_stay_on_one_line_of_a_narrow_terminal():
+    figures = {"forward_ms": 0.1403, "forward_backward_ms": 0.3002, "graph_forward_ms": 0.009152,
+               "graph_forward_backward_ms": 0.01709, "peak_mib": 0.2285}
+    rows = [{"implementation": name, "metric": metric, "value": value} for metric, value in figures.items()
+            for name in ("triton", "padded efficient") if name == "triton" or "graph" not in metric]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(command._table(rows, "triton", "attention"))
+    lines = console.export_text().splitlines()
+    for name in ("triton, ours", "triton, graph replayed", "padded efficient"):
+        line = next(line for line in lines if name in line)
+        assert len(line) <= 80
+        assert ("0.00915" if "graph" in name else "0.14") in line
+        assert ("0.0171" if "graph" in name else "0.3") in line
 
 
 @pytest.mark.gpu
