@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from serrate.errors import InvalidArgument, NotUsable
+from serrate.jagged import offsets_from_lengths
 from serrate.ops import implementations
 from serrate.ops.select import choose
 from serrate.ops.target_unit import Call, Reading, target_unit
@@ -205,6 +206,19 @@ def test_the_operator_is_well_behaved(case):
     torch.library.opcheck(torch.ops.serrate.target_unit_triton.default,
                           (q, k, weight, bias, offsets, rows, ends, case.read), test_utils=(
         "test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"))
+
+
+@every_device
+@pytest.mark.parametrize("case", [NAMED["ordinary"], NAMED["shared, columns"]], ids=lambda case: case.name)
+def test_the_gradients_of_kernels_come_as_tracers_are_told(case, device):
+    usable("triton", torch.float32, device)
+    q, k, weight, _ = case.tensors(device=device)
+    offsets, rows = case.where(device)
+    ends = offsets_from_lengths(offsets.diff() if rows is None else offsets.diff()[rows])
+    grad = torch.randn(case.read, weight.shape[1], device=device)
+    for kind in ("events", "others"):
+        torch.library.opcheck(getattr(torch.ops.serrate, f"target_unit_triton_{kind}").default,
+                              (grad, q, k, weight, offsets, rows, ends), test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(("name", "device"), [("cpu", "cpu"), pytest.param("triton", "cuda", marks=pytest.mark.gpu)])

@@ -81,7 +81,7 @@ def _of_others(matrices: Tensor, sums: Tensor, q: Tensor, weight: Tensor) -> lis
     d_q = torch.einsum("mdf,df->md", matrices, product) + sums @ (target + difference).T
     outer, events = q_wide.T @ sums, matrices.sum(0)
     d_weight = torch.cat([outer, events, outer - events, torch.einsum("md,mdf->df", q_wide, matrices)])
-    return [d_q.to(q.dtype), d_weight.to(q.dtype), sums.sum(0).to(q.dtype)]
+    return [each.to(q.dtype).contiguous() for each in (d_q, d_weight, sums.sum(0))]  # as products do not come
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
