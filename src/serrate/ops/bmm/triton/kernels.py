@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ...attention.triton.tile import precision
 from .rows import chunk_of, find_row, slots, turns
-from .tile import add_product, add_whole, load_matrix, load_tile, store_tile
+from .tile import add_part, add_product, load_matrix, load_tile, store_tile
 
-SHIFT = 11  # 2,048 events are summed at once
+SHIFT = 11  # 2,048 events are multiplied by a program at most
+_LONGEST = 14  # and 16,384 are summed by one
 _PROGRAMS = 1024  # enough to fill any device
 _ADDED = 1024  # elements of a matrix that one program adds
 
@@ -65,6 +66,13 @@ def chunk_shift(tile: int, work: int) -> int:
     return min(max(tile, work // _PROGRAMS).bit_length() - 1, SHIFT)
 
 
+def sum_shift(work: int) -> int:
+    """Return how many events a program sums, as a power of two, of `work` events in all: so many that few sums in parts
+    are written and read again, so few that the device stays full.
+    """
+    return min(max((work // _PROGRAMS).bit_length() - 1, SHIFT), _LONGEST)
+
+
 def launch_dense(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor, out: Tensor) -> None:
     """Fill `out` `(T, H, F)`. The last stride of `x` and `bias` is 1, and one of the last two of `y`."""
     (events, heads, width), (rows, *_, columns) = x.shape, y.shape
@@ -87,18 +95,19 @@ def launch_jagged(x: Tensor, y: Tensor, offsets: Tensor, out: Tensor, sums: Tens
     (events, heads, columns), rows, width = y.shape, out.shape[0], x.shape[2]
     size = sizes((events, width, columns), rows, x.dtype, True)
     blocks = triton.cdiv(columns, size.columns) * triton.cdiv(width, size.depth)
-    count, several = slots(events, rows, SHIFT), turns(events, rows, 16)
-    # of rows longer than a chunk no two first chunks begin among the same 2,048 events, and no two later ones
-    parts = 2 * slots(events, 1, SHIFT) if events > 1 << SHIFT else 0
+    shift = sum_shift(events * heads * blocks)
+    count, several = slots(events, rows, shift), turns(events, rows, 16)
+    # of rows longer than a chunk no two first chunks begin in the same stretch of as many events, and no two later ones
+    parts = 2 * slots(events, 1, shift) if events > 1 << shift else 0
     height = width + (sums is not None)
     partial = out.new_empty(parts, heads, height, columns, dtype=torch.float32)
     _jagged[triton.cdiv(count, several) * heads * blocks,](
         x, y, out, sums, partial, offsets, None if source is None else tuple(source), events, rows, heads, count,
-        several, x.stride()[:2], y.stride()[:2], width, columns, *size[:3], SHIFT, precision(),
+        several, shift, x.stride()[:2], y.stride()[:2], width, columns, *size[:3], precision(),
         num_warps=size.warps, num_stages=size.stages)
     if parts:
         blocks = triton.cdiv(height * columns, _ADDED)
-        _added[rows * heads * blocks,](partial, out, sums, offsets, events, heads, width, columns, SHIFT, _ADDED,
+        _added[rows * heads * blocks,](partial, out, sums, offsets, events, heads, shift, width, columns, _ADDED,
                                        num_warps=4)
 
 
@@ -146,10 +155,10 @@ def _dense(x, y, bias, out, offsets, events, rows, heads, slots, turns, shift, x
         row = following
 
 
-@triton.jit(do_not_specialize=["events", "rows", "heads", "slots", "turns"])
-def _jagged(x, y, out, sums, partial, offsets, source, events, rows, heads, slots, turns, x_strides, y_strides,
+@triton.jit(do_not_specialize=["events", "rows", "heads", "slots", "turns", "shift"])
+def _jagged(x, y, out, sums, partial, offsets, source, events, rows, heads, slots, turns, shift, x_strides, y_strides,
             D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr,
-            SHIFT: tl.constexpr, PRECISION: tl.constexpr):
+            PRECISION: tl.constexpr):
     """A block (BD, BF) of the products over some chunks of one head; of a row of several chunks a partial sum each."""
     pid = tl.program_id(0)
     across: tl.constexpr = (F + BF - 1) // BF
@@ -161,16 +170,16 @@ def _jagged(x, y, out, sums, partial, offsets, source, events, rows, heads, slot
     h = pid // (across * down) % heads
     begin = pid // (across * down * heads) * turns
     height: tl.constexpr = D + (sums is not None)
-    chunk: tl.constexpr = 1 << SHIFT
+    chunk = 1 << shift
     x += tl.cast(h, tl.int64) * x_strides[1]
     y += tl.cast(h, tl.int64) * y_strides[1]
-    row = find_row(offsets, begin, rows, SHIFT)
+    row = find_row(offsets, begin, rows, shift)
     for slot in range(begin, tl.minimum(begin + turns, slots)):
-        own, end, first, following = chunk_of(offsets, slot, row, events, SHIFT)
+        own, end, first, following = chunk_of(offsets, slot, row, events, shift)
         if (first < end) | (first == own):  # an empty row has zeros
             count = tl.minimum(end - first, chunk).to(tl.int32)
             acc = tl.zeros([BD, BF], tl.float32)
-            total = tl.zeros([BF], tl.float32)
+            total = tl.zeros([BT, BF], tl.float32)  # a sum for each event of a tile: added up once, at the end
             lost = acc
             total_lost = total
             events_at = x + first * x_strides[0]
@@ -181,27 +190,27 @@ def _jagged(x, y, out, sums, partial, offsets, source, events, rows, heads, slot
                 right = load_tile(y + (first + at) * y_strides[0], y_strides[0], count - at, F, column, BT)
                 acc, lost = add_product(acc, lost, left.T, right, PRECISION)
                 if sums is not None:
-                    total, total_lost = add_whole(total, total_lost, tl.sum(right.to(tl.float32), 0))
+                    total, total_lost = add_part(total, total_lost, right, PRECISION)
                 events_at += BT * x_strides[0]
             if end - own <= chunk:
                 place = tl.cast(row, tl.int64) * heads + h
                 store_tile(out + (place * D + line) * F, acc, F, D - line, column, F, BD)
                 if sums is not None:
-                    tl.store(sums + place * F + column, total.to(sums.dtype.element_ty), mask=own_sums)
+                    found = tl.sum(total, 0)
+                    tl.store(sums + place * F + column, found.to(sums.dtype.element_ty), mask=own_sums)
             else:
-                place = (2 * (first >> SHIFT) + (first > own).to(tl.int64)) * heads + h
+                place = (2 * (first >> shift) + (first > own).to(tl.int64)) * heads + h
                 store_tile(partial + (place * height + line) * F, acc, F, D - line, column, F, BD)
                 if sums is not None:
-                    tl.store(partial + (place * height + D) * F + column, total, mask=own_sums)
+                    tl.store(partial + (place * height + D) * F + column, tl.sum(total, 0), mask=own_sums)
         row = following
 
 
-@triton.jit(do_not_specialize=["events", "heads"])
-def _added(partial, out, sums, offsets, events, heads, D: tl.constexpr, F: tl.constexpr, SHIFT: tl.constexpr,
-           BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["events", "heads", "shift"])
+def _added(partial, out, sums, offsets, events, heads, shift, D: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
     """Some elements of the matrix of a row, and of its sums, from the chunks in their order; nothing of a short row."""
     height: tl.constexpr = D + (sums is not None)
-    chunk: tl.constexpr = 1 << SHIFT
+    chunk = 1 << shift
     blocks: tl.constexpr = (height * F + BLOCK - 1) // BLOCK
     pid = tl.program_id(0)
     element = pid % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -214,7 +223,7 @@ def _added(partial, out, sums, offsets, events, heads, D: tl.constexpr, F: tl.co
         inside = element < height * F
         total = tl.zeros([BLOCK], tl.float32)
         for first in range(own, end, chunk):
-            part = (2 * (first >> SHIFT) + (first > own).to(tl.int64)) * heads + h
+            part = (2 * (first >> shift) + (first > own).to(tl.int64)) * heads + h
             total += tl.load(partial + part * (height * F) + element, mask=inside, other=0.0)
         tl.store(out + place * (D * F) + element, total.to(out.dtype.element_ty), mask=element < D * F)
         if sums is not None:

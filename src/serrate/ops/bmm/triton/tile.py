@@ -49,3 +49,13 @@ def add_whole(acc, lost, part):
     part -= lost
     total = acc + part
     return total, (total - acc) - part
+
+
+@triton.jit
+def add_part(acc, lost, part, PRECISION: tl.constexpr):
+    """`acc + part` in float32, and of float32 what was lost to rounding on the way."""
+    if part.dtype == tl.float32 and PRECISION == "ieee":
+        acc, lost = add_whole(acc, lost, part)
+    else:
+        acc += part.to(tl.float32)
+    return acc, lost

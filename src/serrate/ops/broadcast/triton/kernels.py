@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ...pool.triton.chunks import Tiles, ends, find_chunk, place
 
+Scaled = tuple[Tensor, Tensor] | None  # what gradients are multiplied with, and where that goes
+
 _ROWS = 8  # whose events of the same positions are read at a time
 _PROGRAMS = 2048  # enough to fill a device
 
@@ -26,21 +28,26 @@ def launch(x: Tensor, y: Tensor, offsets: Tensor, along: str, product: bool, out
                          width, tiles.columns, tiles.blocks, tiles.chunk, tiles.events)
 
 
-def launch_to_cells(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tensor) -> None:
-    """Fill `out` `(B, N, W)` with the gradients of events, times `x`, and 0 past their rows."""
+def launch_to_cells(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tensor, scaled: Scaled = None) -> None:
+    """Fill `out` `(B, N, W)` with the gradients of events, times `x`, and 0 past their rows.
+
+    On the way the second of `scaled`, `(T, W)`, is filled with the gradients times the first, `(B, N, W or 1)`.
+    """
     rows, positions, width = out.shape
     if out.numel():
         tiles = Tiles.of(width)
         grid = rows * triton.cdiv(positions, tiles.events) * tiles.blocks,
-        _to_cells[grid](grad, x, offsets, out, grad.stride(0), 0 if x is None else x.stride(0), grad.shape[0],
-                        positions, width, tiles.columns, tiles.blocks, tiles.events)
+        _to_cells[grid](grad, x, scaled, offsets, out, grad.stride(0), 0 if x is None else x.stride(0), grad.shape[0],
+                        positions, scaled[0].shape[2] if scaled else 0, width, tiles.columns, tiles.blocks,
+                        tiles.events)
 
 
-def launch_over_rows(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tensor) -> None:
+def launch_over_rows(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tensor, scaled: Scaled = None) -> None:
     """Fill `out` `(N, W)` with the sums over rows of the gradients of events, times `x`, at each position.
 
     Some rows are summed by a program and their sums then by torch, in their order: as many groups of rows as fill a
-    device, since each group costs as much memory as the result.
+    device, since each group costs as much memory as the result. On the way the second of `scaled`, `(T, W)`, is filled
+    with the gradients times the first, `(N, W or 1)`.
     """
     (positions, width), rows = out.shape, offsets.shape[0] - 1
     if not out.numel():
@@ -50,9 +57,10 @@ def launch_over_rows(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tenso
     blocks = triton.cdiv(positions, at_once) * tiles.blocks
     groups = max(1, min(triton.cdiv(rows, 4 * _ROWS), triton.cdiv(_PROGRAMS, blocks)))
     sums = out.new_empty((groups, positions, width), dtype=torch.float32)
-    _over_rows[(blocks * groups,)](grad, x, offsets, sums, grad.stride(0), 0 if x is None else x.stride(0), rows,
-                                   grad.shape[0], positions, triton.cdiv(rows, groups), groups, width, tiles.columns,
-                                   tiles.blocks, at_once, _ROWS)
+    _over_rows[(blocks * groups,)](grad, x, scaled, offsets, sums, grad.stride(0), 0 if x is None else x.stride(0),
+                                   rows, grad.shape[0], positions, triton.cdiv(rows, groups), groups,
+                                   scaled[0].shape[1] if scaled else 0, width, tiles.columns, tiles.blocks, at_once,
+                                   _ROWS)
     out.copy_(sums.sum(0))
 
 
@@ -86,17 +94,33 @@ def _broadcast(x, y, offsets, out, stride: tl.constexpr, rows, events, N, ALONG:
 
 
 @triton.jit
-def _load(grad, x, event, column, there, stride: tl.constexpr, x_stride: tl.constexpr):
-    """Gradients of events (M, 1), times `x` where there is one, as float32."""
+def _load(grad, x, own, scaled, event, column, there, stride: tl.constexpr, x_stride: tl.constexpr, D: tl.constexpr):
+    """Gradients of events (M, 1), times `x` where there is one, as float32; those times `own` go to `scaled`."""
     tile = tl.load(grad + event * stride + column, mask=there, other=0.0).to(tl.float32)
+    if scaled is not None:
+        tl.store(scaled[1] + event * D + column, (tile * own).to(scaled[1].dtype.element_ty), mask=there)
     if x is not None:
         tile *= tl.load(x + event * x_stride + column, mask=there, other=0.0).to(tl.float32)
     return tile
 
 
+@triton.jit
+def _clear(target, event, column, there, D: tl.constexpr):
+    """Set events (M, 1) of `target` to 0."""
+    tl.store(target + event * D + column, tl.zeros(there.shape, target.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _own(y, position, column, there, Y: tl.constexpr):
+    """What belongs to positions (M, 1), of `Y` columns, 1 or all, as float32 (M, columns)."""
+    if Y == 1:
+        column *= 0
+    return tl.load(y + position * Y + column, mask=there, other=0.0).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["events", "N"])
-def _to_cells(grad, x, offsets, out, stride: tl.constexpr, x_stride: tl.constexpr, events, N, D: tl.constexpr,
-              BD: tl.constexpr, BLOCKS: tl.constexpr, BM: tl.constexpr):
+def _to_cells(grad, x, scaled, offsets, out, stride: tl.constexpr, x_stride: tl.constexpr, events, N, Y: tl.constexpr,
+              D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, BM: tl.constexpr):
     """BM cells of one row."""
     cells = tl.cdiv(N, BM)
     pid, _, block = place(1, BLOCKS)
@@ -104,27 +128,49 @@ def _to_cells(grad, x, offsets, out, stride: tl.constexpr, x_stride: tl.constexp
     begin, end = ends(offsets, row, events)
     position = (pid % cells * BM + tl.arange(0, BM)).to(tl.int64)[:, None]
     column = (block * BD + tl.arange(0, BD))[None, :]
-    tile = _load(grad, x, begin + position, column, (begin + position < end) & (column < D), stride, x_stride)
+    there = (begin + position < end) & (position < N) & (column < D)
+    own = 0.0
+    if scaled is not None:
+        own = _own(scaled[0] + tl.cast(row, tl.int64) * N * Y, position, column, there, Y)
+        if (pid + 1) % cells == 0:  # past the last position `y` counts as 0
+            for far in range(N, end - begin, BM):
+                event = begin + far + tl.arange(0, BM)[:, None]
+                _clear(scaled[1], event, column, (event < end) & (column < D), D)
+    tile = _load(grad, x, own, scaled, begin + position, column, there, stride, x_stride, D)
     tl.store(out + (tl.cast(row, tl.int64) * N + position) * D + column, tile.to(out.dtype.element_ty),
              mask=(position < N) & (column < D))
 
 
 @triton.jit(do_not_specialize=["rows", "events", "N", "share", "groups"])
-def _over_rows(grad, x, offsets, sums, stride: tl.constexpr, x_stride: tl.constexpr, rows, events, N, share, groups,
-               D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, BP: tl.constexpr, BR: tl.constexpr):
+def _over_rows(grad, x, scaled, offsets, sums, stride: tl.constexpr, x_stride: tl.constexpr, rows, events, N, share,
+               groups, Y: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, BP: tl.constexpr,
+               BR: tl.constexpr):
     """The sums of BP positions over the `share` rows of one group, BR rows at a time."""
     pid, group, block = place(groups, BLOCKS)
     lane = tl.arange(0, BR * BP)
     position = (pid * BP + lane % BP).to(tl.int64)
     column = (block * BD + tl.arange(0, BD))[None, :]
     found = tl.zeros([BR * BP, BD], tl.float32)
+    own = 0.0
+    if scaled is not None:
+        own = _own(scaled[0], position[:, None], column, (position < N)[:, None] & (column < D), Y)
     last = tl.minimum((group + 1) * share, rows)
     for first in range(group * share, last, BR):
         row = first + lane // BP
         begin = tl.load(offsets + row, mask=row < last, other=0).to(tl.int64)
         end = tl.minimum(tl.load(offsets + row + 1, mask=row < last, other=0).to(tl.int64), events)
         event = (begin + position)[:, None]
-        found += _load(grad, x, event, column, (event < end[:, None]) & (column < D), stride, x_stride)
+        there = (event < end[:, None]) & (position < N)[:, None] & (column < D)
+        found += _load(grad, x, own, scaled, event, column, there, stride, x_stride, D)
+    if scaled is not None:  # noqa: SIM102, decided when the kernel is compiled
+        if (pid + 1) * BP >= N:  # past the last position `y` counts as 0
+            for first in range(group * share, last, BR):
+                row = first + lane // BP
+                begin = tl.load(offsets + row, mask=row < last, other=0).to(tl.int64)
+                end = tl.minimum(tl.load(offsets + row + 1, mask=row < last, other=0).to(tl.int64), events)
+                for far in range(N, tl.max(end - begin, 0), BP):
+                    event = (begin + far + lane % BP)[:, None]
+                    _clear(scaled[1], event, column, (event < end[:, None]) & (column < D), D)
     total = tl.sum(found.reshape(BR, BP, BD), 0)
     position = (pid * BP + tl.arange(0, BP)).to(tl.int64)[:, None]
     tl.store(sums + (tl.cast(group, tl.int64) * N + position) * D + column, total, mask=(position < N) & (column < D))

@@ -13,7 +13,8 @@ _COMBINED = 16  # chunks that are combined at a time
 
 
 def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | None = None,
-           weights: Tensor | None = None, other: Tensor | None = None) -> None:
+           weights: Tensor | None = None, other: Tensor | None = None,
+           scaled: tuple[Tensor, Tensor] | None = None) -> None:
     """Fill `out` `(B, H, D)` and `kept` with what `how` makes of the rows of `x` `(T, H, D)`, last stride 1.
 
     Args:
@@ -24,6 +25,7 @@ def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | Non
         kept: as `autograd.like_kept` describes it, where it does.
         weights: `(T, H)`, for "sum" and "softmax".
         other: `(T, H, D)`, last stride 1, that `x` is multiplied by, for "sum".
+        scaled: `(B, H, D)`, and `(T, H, D)` to fill on the way with `x` times what its row has there; contiguous.
     """
     (rows, heads, width), events = out.shape, x.shape[0]
     if not out.numel():
@@ -39,8 +41,8 @@ def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | Non
     at_once = max(1, tiles.events // 2) if how == "max" else tiles.events  # places take registers too
     sizes = width, tiles.columns, tiles.blocks, tiles.chunk
     strides = *x.stride()[:2], *outer_strides(other), *outer_strides(weights)
-    _reduce[(slots * heads * tiles.blocks,)](x, other, weights, strides, offsets, parts, others, out, kept, rows,
-                                             events, slots, heads, how, *sizes, at_once)
+    _reduce[(slots * heads * tiles.blocks,)](x, other, weights, scaled, strides, offsets, parts, others, out, kept,
+                                             rows, events, slots, heads, how, *sizes, at_once)
     _combine[(rows * heads * tiles.blocks,)](offsets, parts, others, out, kept, rows, events, slots, heads, how,
                                              *sizes, _COMBINED)
 
@@ -87,7 +89,7 @@ def _finish(result, other, total, out, kept, row, rows, head, H, block, length, 
 
 
 @triton.jit(do_not_specialize=["rows", "events", "slots"])
-def _reduce(x, other, weights, strides: tl.constexpr, offsets, parts, others, out, kept, rows, events, slots, H,
+def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, others, out, kept, rows, events, slots, H,
             HOW: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr,
             BM: tl.constexpr):
     """Reduce one chunk: to the result where it is the whole row, else to a part of it, (BD,)."""
@@ -100,6 +102,10 @@ def _reduce(x, other, weights, strides: tl.constexpr, offsets, parts, others, ou
         other += (begin + first) * strides[2] + tl.cast(head, tl.int64) * strides[3] + column[None, :]
     if weights is not None:
         weights += (begin + first) * strides[4] + tl.cast(head, tl.int64) * strides[5]
+    if scaled is not None:
+        own = tl.load(scaled[0] + (tl.cast(row, tl.int64) * H + head) * D + column, mask=inside, other=0.0)
+        own = own.to(tl.float32)[None, :]
+        target = scaled[1] + ((begin + first) * H + head) * D + column[None, :]
     start = float("-inf") if HOW == "max" else 0.0
     found = tl.full([BM, BD], start, tl.float32)
     at = tl.full([BM, BD], 2147483647, tl.int32)
@@ -112,6 +118,8 @@ def _reduce(x, other, weights, strides: tl.constexpr, offsets, parts, others, ou
         there = (event < count)[:, None] & inside[None, :]
         far = event.to(tl.int64)
         tile = tl.load(x + far[:, None] * strides[0], mask=there, other=0.0).to(tl.float32)
+        if scaled is not None:
+            tl.store(target + far[:, None] * H * D, (tile * own).to(target.dtype.element_ty), mask=there)
         if other is not None:
             tile *= tl.load(other + far[:, None] * strides[2], mask=there, other=0.0).to(tl.float32)
         if HOW == "max":
