@@ -107,6 +107,16 @@ def test_named_cases_keep_the_numerics_promise(name, case, dtype, device):
 
 
 @every_device
+def test_the_gradient_of_the_bias_is_rounded_once(device):
+    """A sum over all events: by targets, and then over these, it lost what a small sum of large ones has."""
+    usable("triton", torch.float32, device)
+    case = Case("", (300, 0, 150, 220), width=1, columns=7)
+    *_, found = run(case, case.tensors(device=device), "triton")
+    incoming = torch.randn(case.read, 7, generator=torch.Generator().manual_seed(9))
+    assert torch.equal(found.cpu(), incoming.double().sum(0).float())
+
+
+@every_device
 @every_implementation
 def test_the_same_inputs_give_the_same_bits(name, device):
     usable(name, torch.float32, device)

@@ -92,8 +92,12 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _differentiated(ctx: Any, grad: Tensor) -> tuple:
     of_q, of_k, of_weight, of_bias = ctx.needs_input_grad[:4]
     d_k = _events_gradient(grad, *ctx.saved_tensors) if of_k else None
-    others = _others_gradients(grad, *ctx.saved_tensors) if of_q or of_weight or of_bias else (None, None, None)
-    d_q, d_weight, d_bias = others
+    # of float32 the sums over targets are rounded, and again where they are added up: more than their sum may be
+    apart = of_bias and grad.dtype == torch.float32
+    by_kernels = of_q or of_weight or (of_bias and not apart)
+    d_q, d_weight, d_bias = _others_gradients(grad, *ctx.saved_tensors) if by_kernels else (None, None, None)
+    if apart:
+        d_bias = grad.sum(0, dtype=torch.float64).to(grad.dtype)
     return d_q, d_k, d_weight, d_bias if of_bias else None, None, None, None, None
 
 
