@@ -4,10 +4,10 @@
 
 `model`: requests a second and memory at half fill, in training (forward, backward, AdamW) and in inference: ours, and
 the model as one writes it over padded rows, eager, compiled, and with fused attention (FlashAttention where a mask lets
-it, else what torch chooses). `fill` and `length`: the same from 10 % to 100 % of 512 events, and at half fill from 128 to
-2,048. `candidates`: 1,000 candidates of one request, beside the same with the history copied for each. `parts`: which
-share of a training step's time each kind of kernel takes. All under bfloat16 autocast. Outputs are compared first; rows
-go to `ranking-speed-<device>.json`, under `$OUT` if set.
+it, else what torch chooses). `fill` and `length`: the same from 10 % to 100 % of 512 events, and at half fill from 128
+to 2,048. `candidates`: 1,000 candidates of one request, beside the same with the history copied for each. `parts`:
+which share of a training step's time each kind of kernel takes. All under bfloat16 autocast. Outputs are compared
+first; rows go to `ranking-speed-<device>.json`, under `$OUT` if set.
 """
 
 import sys
@@ -159,7 +159,7 @@ def taken(model: RankingModel, run: Model, batch: RankingBatch, device: str) -> 
         if device == "cuda":
             found[f"{name}_peak_mib"] = _peak(compute, model)
         each = milliseconds(compute, device)
-        found |= {f"{name}_ms": each, f"{name}_per_second": 1000 * batch.num_states / each}
+        found |= {f"{name}_ms": each, f"{name}_qps": 1000 * batch.num_states / each}
     return found
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from . import figures
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-UNITS = {"ms": "ms", "us": "µs", "mib": "MiB", "events": "events", "second": "1/s"}  # by a metric's last word
+UNITS = {  # by a metric's last word
+    "ms": "ms", "us": "µs", "mib": "MiB", "events": "events", "second": "candidates/s", "qps": "requests/s"}
 _SIDE = 8192  # of the square matrices whose product is measured
 _MOVED = 2**31  # bytes that the copy for the ceiling moves
 
