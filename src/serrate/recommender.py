@@ -71,10 +71,12 @@ class Recommender:
 
     def recommend(self, histories: Iterable[Sequence[Any]], k: int = 10, *, exclude_seen: bool = True,
                   allow: Iterable[Any] | None = None, deny: Iterable[Any] = (),
-                  times: Iterable[Sequence[Any]] | None = None, asked: Any = None) -> list[Recommended]:
+                  times: Iterable[Sequence[Any]] | None = None, asked: Any = None,
+                  users: Iterable[Any] | None = None) -> list[Recommended]:
         """Return the best `k` items after each history of raw item ids; see `serve.Predictor.recommend`."""
         return self._fitted(self._predictor).recommend(
-            histories, k, exclude_seen=exclude_seen, allow=allow, deny=deny, times=times, asked=asked)
+            histories, k, exclude_seen=exclude_seen, allow=allow, deny=deny, times=times, asked=asked,
+            users=users)
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "items.parquet"
 
     @property
+    def users_path(self) -> Path:
+        """The users that a model knows, where it reads them, by raw id: `users.parquet`."""
+        return self.path / "users.parquet"
+
+    @property
     def features_path(self) -> Path:
         """What a ranking model reads of items, users and events, a folder: `features/`."""
         return self.path / "features"
@@ -53,6 +58,11 @@ class RunFolder:
     def metrics_path(self) -> Path:
         """Metrics with intervals, baselines, warnings and samples: `metrics.json`."""
         return self.path / "metrics.json"
+
+    @property
+    def index_path(self) -> Path:
+        """How fast and how right indexes over its items were found to be: `index.json`."""
+        return self.path / "index.json"
 
     @property
     def log_path(self) -> Path:
@@ -89,6 +99,19 @@ class RunFolder:
     def write_metrics(self, values: Mapping[str, Any]) -> None:
         """Write metrics.json, whole or not at all. NaN and infinity become null."""
         write_json(self.metrics_path, _strict(values))
+
+    def read_index_rows(self) -> list[dict[str, Any]]:
+        """Return the figures of index.json, none when it is missing; raise `InvalidRun` when it is damaged."""
+        if not self.index_path.exists():
+            return []
+        rows = _read_json(self.index_path).get("rows")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InvalidRun(f"run: {self.index_path} is damaged (no list of rows)")
+        return rows
+
+    def write_index_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Write index.json, whole or not at all. NaN and infinity become null."""
+        write_json(self.index_path, _strict({"rows": rows}))
 
     def read_log(self) -> Iterator[dict[str, Any]]:
         """Yield the records of log.jsonl in order, none when it is missing.

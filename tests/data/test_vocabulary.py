@@ -95,3 +95,27 @@ def test_a_damaged_file_is_one_line(tmp_path):
     pq.write_table(pa.table({"id": [1, 1]}), path)
     with pytest.raises(InvalidData, match="each id once"):
         Vocabulary.load(path)
+
+
+def fnv(text: str) -> int:
+    """The published FNV-1a of 64 bits, its halves folded together, without the sign bit."""
+    value = 14695981039346656037
+    for byte in text.encode():
+        value = (value ^ byte) * 1099511628211 % 2**64
+    return (value ^ (value >> 32)) % 2**63
+
+
+def test_keys_are_those_of_the_raw_ids_in_any_vocabulary():
+    texts = ["", "a", "foobar", "Zoë", "a much longer one than the others", "b"]
+    vocabulary = Vocabulary(texts)
+    assert vocabulary.keys().tolist() == [fnv(text) for text in texts]
+    assert Vocabulary(["b", "foobar"]).keys().tolist() == [fnv("b"), fnv("foobar")]
+    assert Vocabulary(pa.array(["x", *texts]).slice(1)).keys().tolist() == vocabulary.keys().tolist()
+    assert Vocabulary([]).keys().tolist() == Vocabulary(pa.array([], pa.string())).keys().tolist() == []
+    assert Vocabulary([""]).keys().tolist() == [fnv("")]
+
+
+def test_keys_of_integers_are_themselves_without_their_sign():
+    keys = Vocabulary([7, 0, 2**63 - 1, -1, -(2**63)]).keys()
+    assert keys.dtype == np.int64
+    assert keys.tolist() == [7, 0, 2**63 - 1, 2**63 - 1, 0]

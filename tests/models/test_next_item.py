@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from serrate.jagged import EventBatch, JaggedTensor
 from serrate.models import HSTUConfig, NextItemModel, TransformerConfig, build
+from serrate.nn import SampledSoftmax, Similarity
 from serrate.testing import jagged_cases
 
 ITEMS = 11
@@ -16,6 +17,8 @@ CONFIGS = {
     "hstu with time": HSTUConfig.parse({**SMALL, "time": True, "bias_per_head": True}),
     "hstu, softmax": HSTUConfig.parse({**SMALL, "activation": "softmax", "key_width": 3, "value_width": 5}),
 }
+MIXTURE = {"kind": "mol", "query_components": 3, "item_components": 2, "component_width": 4, "gate_hidden": 8,
+           "query_hidden": 8, "user_buckets": 5, "temperature": 0.5}
 
 
 @pytest.fixture(params=CONFIGS)
@@ -50,7 +53,7 @@ def histories(count: int = 6) -> list[list[int]]:
     return [torch.randint(ITEMS, (3 * n % 17,), generator=generator).tolist() for n in range(count)]  # 0, 3, 6, …
 
 
-@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("similarity", ["dot", "cosine", MIXTURE], ids=["dot", "cosine", "mol"])
 def test_a_batch_is_its_rows_one_at_a_time(model, similarity):
     made, rows = model(similarity=similarity), histories()
     together = made.score(batch_of(*rows))
@@ -88,8 +91,9 @@ def test_no_event_sees_a_later_one(model):
     assert not torch.equal(before[2 + 9], after[2 + 9])
 
 
-def test_rows_without_events_score_zero(model):
-    made = model()
+@pytest.mark.parametrize("similarity", ["cosine", MIXTURE], ids=["cosine", "mol"])
+def test_rows_without_events_score_zero(model, similarity):
+    made = model(similarity=similarity)
     scores = made.score(batch_of([], [3], []))
     assert (scores[[0, 2]] == 0).all()
     assert scores[1].abs().sum() > 0
@@ -118,20 +122,22 @@ def test_the_cosine_similarity_is_bounded(model):
 
 def test_the_output_layer_is_the_item_table(model):
     made = model(similarity="dot")
-    assert made.item_table() is made.items.weight
+    assert made.item_sides()["vector"] is made.items.weight
     cosine = model(similarity="cosine")
-    torch.testing.assert_close(cosine.item_table(), F.normalize(cosine.items.weight, dim=-1))
+    torch.testing.assert_close(cosine.item_sides()["vector"], F.normalize(cosine.items.weight, dim=-1))
 
 
-def test_dropout_works_in_training_only(model):
-    made, batch = model(dropout=0.5), batch_of([1, 2, 3])
+@pytest.mark.parametrize("similarity", ["cosine", MIXTURE], ids=["cosine", "mol"])
+def test_dropout_works_in_training_only(model, similarity):
+    made, batch = model(dropout=0.5, similarity=similarity), batch_of([1, 2, 3])
     assert torch.equal(made.score(batch), made.score(batch))
     made.train()
     assert not torch.equal(made.score(batch), made.score(batch))
 
 
-def test_scores_stay_float32_under_autocast(model):
-    made = model()
+@pytest.mark.parametrize("similarity", ["cosine", MIXTURE], ids=["cosine", "mol"])
+def test_scores_stay_float32_under_autocast(model, similarity):
+    made = model(similarity=similarity)
     with torch.autocast("cpu", torch.bfloat16):
         scores = made.score(batch_of(*histories()))
     assert scores.dtype == torch.float32
@@ -156,6 +162,53 @@ def test_the_model_compiles_whole(model):
     compiled = torch.compile(made, fullgraph=True, dynamic=True, backend="aot_eager")
     for rows in (histories(), histories(4), [[2, 5, 1]]):
         torch.testing.assert_close(compiled(batch_of(*rows)).values, made(batch_of(*rows)).values)
+
+
+def test_kept_sides_of_items_score_the_same(model):
+    made, batch = model(similarity=MIXTURE), batch_of(*histories())
+    assert torch.equal(made.score(batch, made.item_sides()), made.score(batch))
+    assert made.item_sides()["components"].shape == (ITEMS, 2, 4)
+    assert made.query_sides(batch)["components"].shape == (6, 3, 4)
+
+
+def test_a_mixture_knows_its_users_and_scores_strangers_alike(model):
+    made, rows = model(similarity=MIXTURE), histories(4)[1:]
+
+    def scores(*keys):
+        batch = batch_of(*rows)
+        return made.score(EventBatch(dict(batch.events), {"user_key": torch.tensor(keys)}) if keys else batch)
+
+    unknown = scores()
+    assert torch.equal(scores(-1, -1, -1), unknown)
+    known = scores(7, -1, 2)
+    assert torch.equal(known[1], unknown[1])
+    assert ((known - unknown).abs().amax(1) > 1e-3).tolist() == [True, False, True]
+    assert torch.equal(known, scores(2, -1, 7))  # both are 2 of 5 buckets
+
+
+def test_a_similarity_of_your_own_takes_the_place_of_the_configured_one(model):
+    class Distance(Similarity):
+        """Less the squared distance, of sides that are named otherwise."""
+
+        def queries(self, x, users=None):
+            return {"place": x}
+
+        def items(self, table):
+            return {"where": table, "length": table.square().sum(-1)}
+
+        def score_each(self, queries, items):
+            x = queries["place"]
+            product = torch.einsum("re,rke->rk", x, items["where"])
+            return 2 * product - items["length"] - x.square().sum(-1, keepdim=True)
+
+    made, batch = model(similarity="dot"), batch_of([1, 2], [3])
+    made.similarity = Distance()
+    expected = -(made.newest(batch)[:, None] - made.items.weight).square().sum(-1)
+    torch.testing.assert_close(made.score(batch), expected, rtol=1e-4, atol=1e-4)
+    loss = SampledSoftmax(torch.ones(ITEMS), 4)(
+        made(batch).values, made.items.weight, torch.tensor([2, 4, 5]), similarity=made.similarity)
+    loss.backward()
+    assert made.items.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from serrate.errors import InvalidArgument
-from serrate.nn import BinaryCrossEntropy, FullSoftmax, SampledSoftmax
+from serrate.nn import BinaryCrossEntropy, DotProduct, FullSoftmax, MixtureOfLogits, MixtureOptions, SampledSoftmax
 
 ITEMS, WIDTH = 13, 6
 
@@ -218,6 +218,103 @@ def test_binary_cross_entropy_on_average():
     negative = F.softplus(logits).scatter(1, targets[:, None], 0.0).sum(1) * 3 / ITEMS
     exact = ((F.softplus(-logits.gather(1, targets[:, None])[:, 0]) + negative) * weights).sum()
     assert abs(values.mean() - exact) < 4 * values.std() / len(values) ** 0.5
+
+
+# --- other similarities than the dot product ---
+
+
+def mixture(**options) -> MixtureOfLogits:
+    """A small one in evaluation mode, so that nothing is dropped."""
+    torch.manual_seed(5)
+    made = MixtureOfLogits(WIDTH, MixtureOptions(query_components=2, item_components=2, component_width=3,
+                                                 gate_hidden=4, query_hidden=4, temperature=0.5, **options))
+    return made.eval()
+
+
+def test_a_cosine_is_the_dot_product_of_normalised_vectors():
+    hidden, table, targets, weights = material()
+    unit = [F.normalize(part, dim=1) for part in (hidden, table)]
+    losses = (FullSoftmax(temperature=0.1), SampledSoftmax(torch.ones(ITEMS), 4, temperature=0.1),
+              SampledSoftmax(torch.ones(ITEMS), 4, shared=False), BinaryCrossEntropy(ITEMS, 4))
+    for loss in losses:
+        torch.manual_seed(1)
+        got = loss(hidden, table, targets, weights, similarity=DotProduct(normalise=True))
+        torch.manual_seed(1)
+        torch.testing.assert_close(got, loss(*unit, targets, weights))
+
+
+@pytest.mark.parametrize("loss", [SampledSoftmax(torch.arange(1, 1 + ITEMS), 4, temperature=2.0),
+                                  SampledSoftmax(torch.ones(ITEMS), 4, shared=False),
+                                  SampledSoftmax(torch.ones(ITEMS), 40, smoothing=0.5),
+                                  BinaryCrossEntropy(ITEMS, 3)], ids=["shared", "each", "more than items", "bce"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_mixture_of_logits_takes_the_place_of_the_product(loss, weighted):
+    hidden, table, targets, weights = material(events=6, dtype=torch.float32, items=ITEMS)
+    similarity, users = mixture(user_buckets=3, load_balancing=0.5), torch.tensor([0, 0, 4, -1, 2, 1])
+    weights = weights if weighted else None
+    torch.manual_seed(1)
+    got = loss(hidden, table, targets, weights, similarity=similarity, users=users)
+    torch.manual_seed(1)
+    sampled = isinstance(loss, SampledSoftmax)
+    ids, correction = loss._draw(targets) if sampled else (torch.randint(ITEMS, (6, 3)), 0.0)
+
+    # each pair by itself, from its own two vectors
+    ids = ids.expand(6, -1)
+    correction = torch.as_tensor(correction).expand(6, ids.shape[1])
+    total, own = 0.0, torch.ones(6) if weights is None else weights
+    for event, (target, drawn) in enumerate(zip(targets.tolist(), ids.tolist(), strict=True)):
+        queries = similarity.queries(hidden[event : event + 1], users[event : event + 1])
+
+        def scored(item, queries=queries):
+            return similarity.score(queries, similarity.items(table[item : item + 1]))[0, 0] / loss.temperature
+
+        others = [scored(item) - correction[event, at] for at, item in enumerate(drawn) if item != target]
+        positive = scored(target)
+        each = (torch.stack([positive, *others]).logsumexp(0) - positive if sampled
+                else F.softplus(-positive) + sum(F.softplus(other) for other in others))
+        total = total + own[event] * each
+    penalty = similarity.penalty(similarity.queries(hidden, users), similarity.items(table[targets]), users=users,
+                                 weights=weights)
+    assert penalty.abs() > 1e-4
+    parameters = [hidden, table, *similarity.parameters()]
+    assert_same(got, total + penalty * own.sum(), parameters, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("items", "computed"), [(1000, 9), (13, 13)], ids=["distinct ones", "all, being fewer"])
+def test_the_side_of_an_item_is_computed_once_a_step(items, computed):
+    hidden, table, _, _ = material(events=20, dtype=torch.float32, items=items)
+    targets = torch.arange(20) % 4
+    similarity, rows = mixture(), []
+    similarity.item.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    loss = SampledSoftmax(torch.ones(items), 7)
+    loss._draw = lambda targets: (torch.tensor([3, 4, 4, 8, 9, 10, 11]), torch.zeros(7))
+    loss(hidden, table, targets, similarity=similarity).backward()
+    assert rows == [computed]
+    touched = (table.grad.abs().sum(1) > 0).nonzero().squeeze(1).tolist()
+    assert touched == [0, 1, 2, 3, 4, 8, 9, 10, 11]
+
+
+def test_many_negatives_give_the_full_softmax_of_a_mixture():
+    hidden, table, targets, weights = material(4, torch.float32)
+    similarity = mixture(load_balancing=0.0)
+    scores = similarity.score(similarity.queries(hidden), similarity.items(table))
+    expected = (F.cross_entropy(scores, targets, reduction="none") * weights).sum()
+    got = SampledSoftmax(torch.ones(ITEMS), 50_000)(hidden, table, targets, weights, similarity=similarity)
+    torch.testing.assert_close(got, expected, rtol=2e-2, atol=0)
+
+
+def test_no_events_and_a_mixture():
+    hidden, table, targets, _ = material(0, torch.float32)
+    loss = SampledSoftmax(torch.ones(ITEMS), 4)(hidden, table, targets, similarity=mixture())
+    assert loss.item() == 0
+    loss.backward()
+    assert table.grad.abs().sum() == 0
+
+
+def test_the_full_softmax_is_for_dot_products():
+    hidden, table, targets, _ = material()
+    with pytest.raises(InvalidArgument, match=r"similarity: expected a DotProduct, .*got MixtureOfLogits"):
+        FullSoftmax()(hidden, table, targets, similarity=mixture())
 
 
 # --- arguments ---

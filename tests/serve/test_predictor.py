@@ -127,7 +127,7 @@ def test_chunks_do_not_show(events, scores, predictor, monkeypatch):
 def test_no_more_scores_at_once_than_there_is_room_for(predictor, monkeypatch):
     sizes = []
     score = predictor.model.score
-    monkeypatch.setattr(predictor.model, "score", lambda batch: sizes.append(len(batch)) or score(batch))
+    monkeypatch.setattr(predictor.model, "score", lambda batch, items: sizes.append(len(batch)) or score(batch))
     monkeypatch.setattr(predictor_module, "_SCORES_AT_A_TIME", 30 * 8)
     predictor.recommend([[101]] * 50)
     assert sum(sizes) == 50

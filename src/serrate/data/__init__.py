@@ -1,7 +1,7 @@
 """From an event log to batches: sources, preparation, histories, splits, token budgets."""
 
 from .ads import synthesize_ads
-from .batching import TokenBatches, chunks, history_batch, seen_items, shard, training_batch
+from .batching import TokenBatches, chunks, history_batch, seen_items, shard, training_batch, with_user_keys
 from .config import ColumnMapping, DataConfig, ItemTable, NegativesConfig, SamplesConfig, SplitConfig
 from .encoding import CategoricalColumn, DenseColumn, Encoder, MultiColumn
 from .features import Entities, Features, FeaturesConfig, SideTable
@@ -24,5 +24,5 @@ __all__ = [
     "RankingData", "SampleSplit", "Sampler", "Samples", "SamplesConfig", "Selection", "SideTable", "Split",
     "SplitConfig", "StochasticLength", "TokenBatches", "Vocabulary", "chunks", "data_of", "history_batch", "inspect",
     "is_prepared", "make_samples", "prepare", "samples_batch", "seen_items", "select", "shard", "split", "synthesize",
-    "synthesize_ads", "synthesize_stream", "training_batch",
+    "synthesize_ads", "synthesize_stream", "training_batch", "with_user_keys",
 ]

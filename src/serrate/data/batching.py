@@ -142,6 +142,13 @@ def history_batch(histories: Histories, examples: Examples, index: np.ndarray | 
     return EventBatch(events, {"user": rows, "truth": truth})
 
 
+def with_user_keys(batch: EventBatch, keys: Tensor) -> EventBatch:
+    """Return `batch` with the context `user_key` `(B,)` int64: the entry of `keys` `(num_users,)` for each `user`."""
+    users = batch.context["user"]
+    assert isinstance(users, Tensor)
+    return EventBatch.trusted(dict(batch.events), {**batch.context, "user_key": keys[users]})
+
+
 def seen_items(histories: Histories, examples: Examples, index: np.ndarray | Tensor) -> JaggedTensor:
     """Return all items of the histories of `index` `(B,)`, not truncated, dense ids (int64), repeats too."""
     rows, ends = _chosen(examples, index)

@@ -70,6 +70,16 @@ class Vocabulary:
             raise InvalidArgument("dense", f"ids of 0 … {len(self) - 1}", wrong)
         return self._ids.take(pa.array(rows)).to_pylist()
 
+    def keys(self) -> np.ndarray:
+        """Return a number for each id, `(n,)` int64, 0 or more, that depends on the raw id alone: the same in any log.
+
+        Of an integer the lower 63 bits, so that ids counted from somewhere have keys that are; of text a hash of its
+        UTF-8 bytes (64-bit FNV-1a, its upper half folded into the lower).
+        """
+        integer = pa.types.is_integer(self._ids.type)
+        numbers = self._ids.to_numpy().astype(np.uint64) if integer else _text_hashes(self._ids)
+        return (numbers & np.uint64(2**63 - 1)).astype(np.int64)
+
     def save(self, path: Path | str) -> None:
         """Write a Parquet file with column `id`, and `count` and `title` where they are known."""
         columns: dict[str, Any] = {"id": self._ids}
@@ -120,6 +130,20 @@ def _array(values: Any, kind: pa.DataType | None, argument: str) -> pa.Array:
     except (pa.ArrowException, OverflowError):
         expected = "integers (64 bit) or strings, of one type" if argument == "ids" else str(kind)
         raise InvalidArgument(argument, expected, "other values") from None
+
+
+def _text_hashes(texts: pa.Array) -> np.ndarray:
+    """Return the hashes `(n,)` uint64 of large strings, one byte of all of them at a time."""
+    _, offsets, data = texts.buffers()
+    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    content = np.frombuffer(data or b"", np.uint8)
+    hashes = np.full(len(texts), 0xCBF29CE484222325, np.uint64)
+    at, longer = 0, np.flatnonzero(np.diff(starts) > 0)
+    while len(longer):
+        hashes[longer] = (hashes[longer] ^ content[starts[longer] + at]) * np.uint64(0x100000001B3)
+        at += 1
+        longer = longer[starts[longer + 1] - starts[longer] > at]
+    return hashes ^ (hashes >> np.uint64(32))
 
 
 def _wanted(ids: Any, kind: pa.DataType) -> pa.Array:

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..data import Examples, Histories, chunks, history_batch, seen_items
+from ..data import Examples, Histories, chunks, history_batch, seen_items, with_user_keys
 from ..errors import InvalidArgument
 from ..index import mask_items, top_k
 from ..jagged import EventBatch, JaggedTensor, offsets_from_lengths
@@ -29,7 +29,8 @@ class Scorer(Protocol):
 
 
 def evaluate(scorer: Scorer, histories: Histories, examples: Examples, config: EvaluateConfig, *,
-             max_length: int | None = None, device: torch.device | str = "cpu") -> Evaluation:
+             max_length: int | None = None, device: torch.device | str = "cpu",
+             user_keys: Tensor | None = None) -> Evaluation:
     """Rank the items to predict of each example among all items.
 
     The rank of an item is 1 + the number of *other* candidates whose score is at least as high: ties are
@@ -45,6 +46,8 @@ def evaluate(scorer: Scorer, histories: Histories, examples: Examples, config: E
         config: cutoffs, filter, bounds.
         max_length: how many of the newest events the scorer sees (None: all); the filter knows all.
         device: where batches go before they are scored.
+        user_keys: `(num_users,)` int64, by which a scorer knows the users, -1 for unknown ones: the context `user_key`
+            of its batches. None: they have none.
 
     Raises:
         InvalidArgument: no example with anything to predict; a scorer of another number of items; scores
@@ -63,6 +66,7 @@ def evaluate(scorer: Scorer, histories: Histories, examples: Examples, config: E
     with torch.inference_mode(), _evaluation_mode(scorer):
         for index in chunks(lengths, config.tokens_per_batch, most_rows):
             batch = history_batch(histories, chosen, index, max_length)
+            batch = batch if user_keys is None else with_user_keys(batch, user_keys)
             truth = batch.context["truth"]
             assert isinstance(truth, JaggedTensor)
             truth = _distinct(truth, histories.num_items)

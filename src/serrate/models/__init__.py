@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from .hstu import HSTU, HSTUConfig, HSTURanker, HSTURankingConfig
 from .next_item import NextItemConfig, NextItemModel
 from .ranking import RankingConfig, RankingModel
+from .similarity import MixtureOfLogitsConfig
 from .transformer import Transformer, TransformerConfig
 
 
@@ -23,5 +24,6 @@ def build(config: TransformerConfig | HSTUConfig, num_items: int) -> NextItemMod
     return HSTU(config, num_items) if isinstance(config, HSTUConfig) else Transformer(config, num_items)
 
 
-__all__ = ["HSTU", "HSTUConfig", "HSTURanker", "HSTURankingConfig", "ModelConfig", "NextItemConfig", "NextItemModel",
-           "RankingConfig", "RankingModel", "Transformer", "TransformerConfig", "build"]
+__all__ = ["HSTU", "HSTUConfig", "HSTURanker", "HSTURankingConfig", "MixtureOfLogitsConfig", "ModelConfig",
+           "NextItemConfig", "NextItemModel", "RankingConfig", "RankingModel", "Transformer", "TransformerConfig",
+           "build"]

@@ -1,10 +1,11 @@
-"""Modules on jagged batches: layers and losses that are useful without our models."""
+"""Modules on jagged batches: layers, similarities and losses that are useful without our models."""
 
 from .attention import AttentionPooling, JaggedMultiheadAttention, TargetAttention, TransformerBlock
 from .hstu import HSTULayer, HSTUOptions
 from .interactions import CrossNetwork, Dice, DINAttention, DotInteraction
 from .losses import BinaryCrossEntropy, FullSoftmax, SampledSoftmax
 from .position import ages
+from .similarity import DotProduct, MixtureOfLogits, MixtureOptions, Sides, Similarity
 from .tables import Column, EmbeddingTables, RowwiseAdagrad, TableReader
 
 __all__ = [
@@ -15,13 +16,18 @@ __all__ = [
     "DINAttention",
     "Dice",
     "DotInteraction",
+    "DotProduct",
     "EmbeddingTables",
     "FullSoftmax",
     "HSTULayer",
     "HSTUOptions",
     "JaggedMultiheadAttention",
+    "MixtureOfLogits",
+    "MixtureOptions",
     "RowwiseAdagrad",
     "SampledSoftmax",
+    "Sides",
+    "Similarity",
     "TableReader",
     "TargetAttention",
     "TransformerBlock",

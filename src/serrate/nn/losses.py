@@ -1,7 +1,8 @@
 """Losses of next-item prediction. All return the weighted *sum* over events, so that batches and processes add up.
 
 Shapes throughout: `hidden` `(T, E)`, `table` `(V, E)` item vectors, `targets` `(T,)` int64 dense item ids, `weights`
-`(T,)` float or None (all ones). The logit of item `i` after event `t` is `hidden[t] · table[i] / temperature`.
+`(T,)` float or None (all ones). The logit of item `i` after event `t` is what `similarity` scores, over `temperature`:
+the product `hidden[t] · table[i]` unless another one is given. `users` `(T,)` int64 go to the similarity, see there.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import InvalidArgument
+from .similarity import DotProduct, Sides, Similarity, take
 
 _CHUNK_LOGITS = {"cpu": 2**20}
 
@@ -29,8 +31,18 @@ class FullSoftmax(nn.Module):
         self.temperature = _positive("temperature", temperature)
         self.chunk_logits = chunk_logits
 
-    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the scalar `-Σ weights · log softmax(logits)[target]`, float32 (float64 for float64)."""
+    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None, *,
+                similarity: Similarity | None = None, users: Tensor | None = None) -> Tensor:
+        """Return the scalar `-Σ weights · log softmax(logits)[target]`, float32 (float64 for float64).
+
+        Raises:
+            InvalidArgument: a similarity other than a `DotProduct`.
+        """
+        if similarity is not None:
+            if not isinstance(similarity, DotProduct):
+                raise InvalidArgument("similarity", "a DotProduct, which scores all items in a matrix product",
+                                      type(similarity).__name__)
+            hidden, table = similarity.queries(hidden)["vector"], similarity.items(table)["vector"]
         most = self.chunk_logits or _CHUNK_LOGITS.get(hidden.device.type, 2**27)
         chunk = max(1, most // max(1, table.shape[0]))
         if torch.is_autocast_enabled(hidden.device.type):
@@ -69,19 +81,15 @@ class SampledSoftmax(nn.Module):
         weights = counts.clamp(min=1).double() ** smoothing
         self.register_buffer("probabilities", (weights / weights.sum()).float(), persistent=False)
 
-    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None, *,
+                similarity: Similarity | None = None, users: Tensor | None = None) -> Tensor:
         """Return the scalar weighted sum; draws from torch's global generator."""
         ids, correction = self._draw(targets)
-        positive = (hidden * table[targets]).sum(-1).float() / self.temperature
-        if self.shared:
-            negative = (hidden @ table[ids].T).float()
-            hits = ids[None, :] == targets[:, None]
-        else:
-            negative = torch.einsum("te,tke->tk", hidden, table[ids]).float()
-            hits = ids == targets[:, None]
-        negative = (negative / self.temperature - correction).masked_fill(hits, float("-inf"))
-        logits = torch.cat([positive[:, None], negative], 1)
-        return _weighted_sum(logits.logsumexp(1) - positive, weights)
+        pairs = _Pairs(similarity, hidden, users, table, (targets, ids))
+        positive = pairs.positive / self.temperature
+        negative = pairs.negative / self.temperature - correction
+        logits = torch.cat([positive[:, None], negative.masked_fill(pairs.hits, float("-inf"))], 1)
+        return pairs.total(logits.logsumexp(1) - positive, weights)
 
     def _draw(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return ids `(K,)` (or `(T, K)` per event) and their `log(K q)`, same shape."""
@@ -108,13 +116,57 @@ class BinaryCrossEntropy(nn.Module):
         self.negatives = negatives
         self.temperature = _positive("temperature", temperature)
 
-    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None, *,
+                similarity: Similarity | None = None, users: Tensor | None = None) -> Tensor:
         """Return the scalar weighted sum over the `(T,)` events; draws from torch's global generator."""
         ids = torch.randint(self.num_items, (targets.shape[0], self.negatives), device=targets.device)
-        positive = (hidden * table[targets]).sum(-1).float() / self.temperature
-        negative = torch.einsum("te,tke->tk", hidden, table[ids]).float() / self.temperature
-        negative = negative.masked_fill(ids == targets[:, None], float("-inf"))
-        return _weighted_sum(F.softplus(-positive) + F.softplus(negative).sum(1), weights)
+        pairs = _Pairs(similarity, hidden, users, table, (targets, ids))
+        positive = pairs.positive / self.temperature
+        negative = (pairs.negative / self.temperature).masked_fill(pairs.hits, float("-inf"))
+        return pairs.total(F.softplus(-positive) + F.softplus(negative).sum(1), weights)
+
+
+class _Pairs:
+    """Scores of `T` events with their targets and with negatives, the side of an item computed once for all of them.
+
+    Attributes:
+        positive: `(T,)` scores of the targets.
+        negative: `(T, K)` scores of the negatives.
+        hits: `(T, K)`, which negatives are the target of their event.
+    """
+
+    def __init__(self, similarity: Similarity | None, hidden: Tensor, users: Tensor | None, table: Tensor,
+                 ids: tuple[Tensor, Tensor]):
+        self._similarity = similarity = similarity or DotProduct()
+        self._users = users
+        targets, negatives = ids
+        self._queries = similarity.queries(hidden, users)
+        self._targets, drawn = _sides(similarity, table, *ids)
+        self.positive = similarity.score_each(
+            self._queries, {name: side[:, None] for name, side in self._targets.items()})[:, 0]
+        together = negatives.dim() == 1
+        self.negative = similarity.score(self._queries, drawn) if together else (
+            similarity.score_each(self._queries, drawn))
+        self.hits = negatives == targets[:, None]
+
+    def total(self, losses: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the weighted sum of `losses` `(T,)` and of what the similarity adds to each; `weights` `(T,)`."""
+        penalty = self._similarity.penalty(self._queries, self._targets, users=self._users, weights=weights)
+        return _weighted_sum(losses, weights) + penalty * (len(losses) if weights is None else weights.sum())
+
+
+def _sides(similarity: Similarity, table: Tensor, *ids: Tensor) -> list[Sides]:
+    """Return the sides of the items of each of `ids` `(…)`, every part `(…, *)`; computed once for a distinct item.
+
+    Where the ids outnumber the items, that is once for each item there is, and nothing has to be sorted out.
+    """
+    flat = torch.cat([part.flatten() for part in ids])
+    if flat.shape[0] < table.shape[0]:
+        distinct, flat = flat.unique(return_inverse=True)
+        table = table[distinct]
+    sides = similarity.items(table)
+    places = flat.split([part.numel() for part in ids])
+    return [take(sides, at.view(part.shape)) for at, part in zip(places, ids, strict=True)]
 
 
 @torch.library.custom_op("serrate::full_softmax", mutates_args=())

@@ -36,11 +36,15 @@ class Served:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some users: their raw ids as an Arrow array, their histories as dense ids (-1 for unknown), and when that was."""
+    """Some users: their raw ids as an Arrow array, their histories as dense ids (-1 for unknown), and when that was.
+
+    Without user ids in the source, `numbered` says, `users` are the numbers of its rows.
+    """
 
     users: pa.Array
     histories: JaggedTensor
     times: Times | None
+    numbered: bool = False
 
 
 def recommend_file(predictor: Predictor, source: Path | str, out: Path | str, k: int = 10, *,
@@ -99,7 +103,8 @@ def _answer(predictor: Predictor, block: _Block, k: int, exclude_seen: bool) -> 
     left_out = torch.zeros(len(histories), dtype=torch.int64).index_add(0, histories.row_index(), (~known).long())
     kept = JaggedTensor.from_lengths(histories.values[known], histories.lengths - left_out)
     times = None if block.times is None else block.times.kept(known)
-    scores, ids = predictor.recommend_dense(kept, k, exclude_seen=exclude_seen, times=times)
+    keys = None if block.numbered else predictor.keys_of(block.users, len(block.users))
+    scores, ids = predictor.recommend_dense(kept, k, exclude_seen=exclude_seen, times=times, user_keys=keys)
     found = ids >= 0
     offsets = np.concatenate([[0], found.sum(1).cumsum(0).numpy()]).astype(np.int32)
     items = pa.array(predictor.items.decode(ids[found].numpy()),
@@ -156,7 +161,8 @@ def _lists(predictor: Predictor, files: list[Path], user: str, asked: Tensor | N
             dense = torch.from_numpy(predictor.items.encode(lists.flatten()))
             users = batch.column(user) if user in columns else pa.array(np.arange(row, row + len(lists)))
             times = _listed_times(batch, lengths, asked, name, row + 1) if _TIMES in columns else None
-            yield _Block(users, JaggedTensor.from_lengths(dense, torch.from_numpy(lengths)), times)
+            yield _Block(users, JaggedTensor.from_lengths(dense, torch.from_numpy(lengths)), times,
+                         numbered=user not in columns)
             row += len(lists)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(name, error) from None

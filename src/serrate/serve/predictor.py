@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from ..data.times import asked_times
 from ..errors import InvalidArgument, InvalidData, InvalidRun
 from ..index import top_k
 from ..jagged import EventBatch, JaggedTensor, gather_rows, newest
+from ..nn import Sides
 from ..run_folder import RunFolder
 from .loading import device_named, load_weights, settings_of
 from .times import Times, read_times
@@ -57,13 +59,16 @@ class Predictor:
         model: the trained model, in evaluation mode.
         items: raw ids ↔ dense ids.
         data_config: how the training log was read.
+        users: those that the model knows; None: it reads no users.
     """
 
-    def __init__(self, config: dict[str, Any], model: models.NextItemModel, items: Vocabulary, data_config: DataConfig):
+    def __init__(self, config: dict[str, Any], model: models.NextItemModel, items: Vocabulary, data_config: DataConfig,
+                 users: Vocabulary | None = None):
         self.config = config
         self.model = model
         self.items = items
         self.data_config = data_config
+        self.users = users
 
     @classmethod
     def open(cls, path: Path | str, *, device: str = "auto") -> Self:
@@ -80,27 +85,40 @@ class Predictor:
         settings = settings_of(_Settings, config, folder)
         try:
             items = Vocabulary.load(folder.items_path)
+            users = Vocabulary.load(folder.users_path) if settings.model.reads_users else None
         except InvalidData as error:
             raise InvalidRun(f"run: {error}") from None
         model = models.build(settings.model, len(items))
         load_weights(model, folder)
-        return cls(config, model.eval().to(place), items, settings.data)
+        return cls(config, model.eval().to(place), items, settings.data, users)
 
     @property
     def reads_time(self) -> bool:
         """Whether the model needs to know when the events of a history happened."""
         return self.model.config.reads_time
 
+    @cached_property
+    def item_sides(self) -> Sides:
+        """What the model's similarity makes of all items, every part `(V, …)`: computed at the first use, then kept."""
+        with torch.inference_mode():
+            return self.model.item_sides()
+
+    @cached_property
+    def _user_keys(self) -> Tensor:
+        assert self.users is not None
+        return torch.from_numpy(self.users.keys())
+
     def recommend(self, histories: Iterable[Sequence[Any]], k: int = 10, *, exclude_seen: bool = True,
                   allow: Iterable[Any] | None = None, deny: Iterable[Any] = (),
-                  times: Iterable[Sequence[Any]] | None = None, asked: Any = None) -> list[Recommended]:
+                  times: Iterable[Sequence[Any]] | None = None, asked: Any = None,
+                  users: Iterable[Any] | None = None) -> list[Recommended]:
         """Return the best `k` items after each history.
 
         A history without a single known item gets the items that were most frequent in training. Fewer than `k`
         come back when the filters leave fewer.
 
         Args:
-            histories: raw item ids of each user, oldest first; the users need not be known.
+            histories: raw item ids of each user, oldest first.
             k: how many items, at least 1.
             exclude_seen: leave out the items of the history itself.
             allow: the only raw ids that may come back; None for all. Ids the model does not know never come back.
@@ -110,10 +128,12 @@ class Predictor:
                 where the model `reads_time`, and not read elsewhere.
             asked: when the answers are asked for, one time for all or a list with one a history, not before the newest
                 event of a history. None: when that happened, as if it were answered at once.
+            users: the raw user id of each history, for a model that reads them; not looked at elsewhere. Those that
+                were not trained on are answered as unknown users, and so are all where None is given.
 
         Raises:
-            InvalidArgument: `histories` is not a list of lists of ids, `allow` or `deny` no list of ids, `k` < 1, or
-                `times` or `asked` are not as said.
+            InvalidArgument: `histories` is not a list of lists of ids, `allow` or `deny` no list of ids, `users` no
+                list of as many ids, `k` < 1, or `times` or `asked` are not as said.
         """
         if isinstance(histories, str | bytes) or not isinstance(histories, Iterable):
             raise InvalidArgument("histories", _LISTS, repr(histories))
@@ -128,7 +148,8 @@ class Predictor:
         when = read_times(times, asked, lengths).kept(torch.from_numpy(known)) if self.reads_time else None
         scores, ids = self.recommend_dense(
             kept, k, exclude_seen=exclude_seen, allow=None if allow is None else self._dense("allow", allow),
-            deny=self._dense("deny", deny), times=when)
+            deny=self._dense("deny", deny), times=when,
+            user_keys=None if users is None else self.keys_of(users, len(rows)))
         unknown: list[list[Any]] = [[] for _ in rows]
         for at in np.flatnonzero(~known):
             unknown[owner[at]].append(flat[at])
@@ -136,11 +157,11 @@ class Predictor:
 
     def recommend_dense(self, histories: JaggedTensor, k: int, *, exclude_seen: bool = True,
                         allow: Tensor | None = None, deny: Tensor | None = None,
-                        times: Times | None = None) -> tuple[Tensor, Tensor]:
+                        times: Times | None = None, user_keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return `(scores, ids)` for histories of dense ids; see `index.top_k` for the filters.
 
         Both are `(B, min(k, V))`. Works through the rows in chunks, so memory does not grow with rows × items. `times`
-        are those of the histories; needed where the model `reads_time`.
+        are those of the histories; needed where the model `reads_time`. `user_keys` `(B,)` are `keys_of` their users.
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise InvalidArgument("k", "a whole number, at least 1", repr(k))
@@ -155,10 +176,28 @@ class Predictor:
                 if times is not None:
                     events["time"] = gather_rows(times.happened, part)
                     events["asked"] = asked_times(events["time"], times.asked[part])
-                batch = newest(EventBatch(events), self.model.config.max_length).to(device)
-                scores = self.model.score(batch).cpu()
+                context = {} if user_keys is None else {"user_key": user_keys[part]}
+                batch = newest(EventBatch(events, context), self.model.config.max_length).to(device)
+                scores = self.model.score(batch, self.item_sides).cpu()
                 found.append(top_k(scores, k, exclude=seen if exclude_seen else None, allow=allow, deny=deny))
         return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
+
+    def keys_of(self, users: Iterable[Any], rows: int) -> Tensor | None:
+        """Return `(rows,)` int64: the keys of raw user ids as the model takes them, -1 for one that it does not know.
+
+        None for a model that reads no users.
+
+        Raises:
+            InvalidArgument: not `rows` ids.
+        """
+        if self.users is None:
+            return None
+        if isinstance(users, str | bytes) or not isinstance(users, Iterable):
+            raise InvalidArgument("users", "a list of user ids", repr(users))
+        known = torch.from_numpy(self.users.encode(users))
+        if len(known) != rows:
+            raise InvalidArgument("users", f"{rows} ids, one a history", len(known))
+        return torch.where(known >= 0, self._user_keys[known], -1)
 
     def _dense(self, argument: str, raw: Iterable[Any]) -> Tensor:
         if isinstance(raw, str | bytes) or not isinstance(raw, Iterable):

@@ -14,10 +14,12 @@ from ..data import (
     Split,
     StochasticLength,
     TokenBatches,
+    Vocabulary,
     history_batch,
     seen_items,
     split,
     training_batch,
+    with_user_keys,
 )
 from ..errors import InvalidData
 from ..evaluate import Evaluation, comparisons, evaluate, evaluate_baselines, item_counts, table
@@ -102,6 +104,7 @@ class NextItem:
         self.material = prepare_material(config, histories)
         self.batches = self.material.batches
         self.losses = _loss(config, self.material).to(device)
+        self.user_keys = _user_keys(self.material) if config.model.reads_users else None
 
     def build(self) -> NextItemModel:
         """Return the model, its weights drawn from torch's generator."""
@@ -110,13 +113,16 @@ class NextItem:
     def batch(self, epoch: int, index: np.ndarray) -> EventBatch:
         """Gather the windows `index` `(B,)`, thinned as they are in `epoch`."""
         material = self.material
-        batch = training_batch(self.histories, material.windows, index, self.config.model.max_length)
+        batch = self._of_users(training_batch(self.histories, material.windows, index, self.config.model.max_length))
         return batch if material.shortening is None else material.shortening.shorten(batch, epoch, index)
 
     def loss(self, model: NextItemModel, batch: EventBatch) -> tuple[Tensor, Tensor | int]:
         """Return the loss summed over the events of a batch, and the weight of these, both scalar."""
         weights = batch["weight"].values if "weight" in batch.events else None
-        loss = self.losses(model(batch).values, model.item_table(), batch["target"].values, weights)
+        users = model.users(batch)
+        loss = self.losses(
+            model(batch).values, model.items.weight, batch["target"].values, weights, similarity=model.similarity,
+            users=None if users is None else users[batch["target"].row_index()])
         return loss, batch.num_events if weights is None else weights.sum()
 
     def validate(self, model: NextItemModel) -> dict[str, float]:
@@ -152,14 +158,17 @@ class NextItem:
         }
 
     def save(self, folder: RunFolder) -> None:
-        """Write the vocabulary."""
+        """Write the vocabulary of the items, and of the users that the model knows, where it reads them."""
         self.histories.items.save(folder.items_path)
+        if self.user_keys is not None:
+            known = (self.user_keys >= 0).nonzero().squeeze(1)
+            Vocabulary(self.histories.users.decode(known)).save(folder.users_path)
 
     def evaluate(self, model: NextItemModel, examples: Examples) -> Evaluation:
         """Rank `examples` with the model as it stands."""
         with autocast(self.config.train, self.device):
             return evaluate(model, self.histories, examples, self.config.evaluate,
-                            max_length=self.config.model.max_length, device=self.device)
+                            max_length=self.config.model.max_length, device=self.device, user_keys=self.user_keys)
 
     def validation_examples(self) -> Examples:
         """Return the examples that a validation ranks: all, or as many as it may, the same each time."""
@@ -173,7 +182,7 @@ class NextItem:
         """Ten test histories, evenly spread over the users, with what the model recommends."""
         histories, examples = self.histories, self.material.parts.test
         chosen = np.unique(np.linspace(0, len(examples) - 1, _SAMPLES).astype(int))
-        batch = history_batch(histories, examples, chosen, self.config.model.max_length)
+        batch = self._of_users(history_batch(histories, examples, chosen, self.config.model.max_length))
         seen = seen_items(histories, examples, chosen)
         model.eval()
         with torch.inference_mode(), autocast(self.config.train, self.device):
@@ -187,6 +196,9 @@ class NextItem:
                  "truth": self._named(self._truth(examples, at))}
                 for row, at in enumerate(chosen)]
 
+    def _of_users(self, batch: EventBatch) -> EventBatch:
+        return batch if self.user_keys is None else with_user_keys(batch, self.user_keys)
+
     def _truth(self, examples: Examples, at: int) -> list[int]:
         start = int(self.histories.offsets[examples.rows[at]])
         return self.histories.fields["item"][start + examples.ends[at] : start + examples.truth_ends[at]].tolist()
@@ -199,7 +211,7 @@ class NextItem:
 
 def _loss(config: RunConfig, material: Material) -> nn.Module:
     loss = config.loss
-    temperature = loss.temperature or {"dot": 1.0, "cosine": 0.07}[config.model.similarity]
+    temperature = loss.temperature or (0.07 if config.model.similarity == "cosine" else 1.0)
     if loss.kind == "full-softmax":
         return FullSoftmax(temperature=temperature)
     if loss.kind == "sampled-softmax":
@@ -207,3 +219,11 @@ def _loss(config: RunConfig, material: Material) -> nn.Module:
         return SampledSoftmax(counts, loss.negatives, smoothing=loss.smoothing, temperature=temperature,
                               shared=loss.shared)
     return BinaryCrossEntropy(material.histories.num_items, loss.negatives, temperature=temperature)
+
+
+def _user_keys(material: Material) -> Tensor:
+    """Return the key of each user `(num_users,)` int64, -1 for those of whom nothing is trained on."""
+    users = material.histories.users
+    keys, known = np.full(len(users), -1), np.unique(material.windows.rows)
+    keys[known] = users.keys()[known]
+    return torch.from_numpy(keys)

@@ -1,7 +1,7 @@
 """HSTU for the next item: Zhai et al., "Actions Speak Louder than Words", ICML 2024 (arXiv 2402.17152).
 
-Read top to bottom: item and position tables → HSTU layers, which know distances in position and in time → product with
-the item table.
+Read top to bottom: item and position tables → HSTU layers, which know distances in position and in time →
+similarity with the item table.
 """
 
 from torch import Tensor, nn
@@ -26,10 +26,10 @@ class HSTU(NextItemModel):
         for table in (self.items, self.positions):
             nn.init.trunc_normal_(table.weight, std=0.02)
         self.layers = nn.ModuleList(HSTULayer(config.width, config.heads, config.layer) for _ in range(config.blocks))
-        self.norm = nn.LayerNorm(config.width) if config.similarity == "dot" else nn.Identity()
+        self.norm = nn.LayerNorm(config.width) if config.similarity != "cosine" else nn.Identity()
 
     def forward(self, batch: EventBatch) -> JaggedTensor:
-        """Return the query vector after each event: values `(T, E)`, the rows of `batch`.
+        """Return the output after each event: values `(T, E)`, the rows of `batch`.
 
         Rows may be at most `max_length` events long; older events are the caller's to cut. With `config.time` the batch
         has the fields `time` and `asked`, int64 in seconds: when each event happened, and when what comes after it is
@@ -42,7 +42,7 @@ class HSTU(NextItemModel):
         x = self.embed(batch)
         for layer in self.layers:
             x = layer(x, query_times=asked, key_times=happened)
-        return self.query(x.with_values(self.norm(x.values)))
+        return x.with_values(self.norm(x.values))
 
     def _times(self, batch: EventBatch) -> tuple[Tensor | None, Tensor | None]:
         if not self.config.reads_time:

@@ -1,6 +1,6 @@
 """SASRec-family jagged transformer: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018.
 
-Read top to bottom: item and position tables → pre-norm blocks → norm → dot product with the item table.
+Read top to bottom: item and position tables → pre-norm blocks → norm → similarity with the item table.
 Departures from the paper: pre-norm blocks with GELU, positions counted from the newest event, no padding anywhere.
 """
 
@@ -26,17 +26,18 @@ class Transformer(NextItemModel):
             TransformerBlock(config.width, config.heads, config.feedforward, config.dropout)
             for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
-        self.apply(_initialise)
+        for part in (self.items, self.positions, self.blocks):  # the similarity has a start of its own
+            part.apply(_initialise)
 
     def forward(self, batch: EventBatch) -> JaggedTensor:
-        """Return the query vector after each event: values `(T, E)`, the rows of `batch`.
+        """Return the output after each event: values `(T, E)`, the rows of `batch`.
 
         Rows may be at most `max_length` events long; older events are the caller's to cut.
         """
         x = self.embed(batch)
         for block in self.blocks:
             x = block(x)
-        return self.query(x.with_values(self.norm(x.values)))
+        return x.with_values(self.norm(x.values))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,0 +1,81 @@
+"""What every similarity promises, so that losses, models and indexes work with any: two sides, and scores of pairs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+# What is computed once for some queries `(R, …)` or some items `(V, …)`, by name: the first axis counts them.
+Sides = dict[str, Tensor]
+
+_PAIRS = 2**16  # that a score computed pair by pair holds at a time
+
+
+class Similarity(nn.Module):
+    """A learned score of queries and items, each with a side of its own that can be kept.
+
+    What depends on one of them alone belongs into its side: the side of an item is computed once for many queries, in
+    training once for each distinct item of a step. A similarity of your own has `queries`, `items` and `score_each`;
+    `score` where all pairs together are cheaper than one by one; `penalty` where training needs more than its scores.
+    """
+
+    def queries(self, x: Tensor, users: Tensor | None = None) -> Sides:
+        """Return the side of queries, every part `(R, …)`.
+
+        Args:
+            x: `(R, E)` floating, the outputs of an encoder.
+            users: `(R,)` int64, whose queries these are, negative where that is not known; None: of nobody. For
+                similarities that know users; others do not look at it.
+        """
+        raise NotImplementedError
+
+    def items(self, table: Tensor) -> Sides:
+        """Return the side of items, every part `(V, …)`; `table` `(V, E)` floating are their vectors."""
+        raise NotImplementedError
+
+    def score_each(self, queries: Sides, items: Sides) -> Tensor:
+        """Return `(R, K)` float32 (float64 of float64): each query with `K` items of its own, sides `(R, K, …)`."""
+        raise NotImplementedError
+
+    def score(self, queries: Sides, items: Sides) -> Tensor:
+        """Return `(R, V)` float32 (float64 of float64): every query with every item, sides `(R, …)` and `(V, …)`."""
+        rows = count(queries)
+
+        def of(part: Sides) -> Tensor:
+            return self.score_each(queries, {name: side.expand(rows, *side.shape) for name, side in part.items()})
+
+        return by_chunks(of, items, max(1, _PAIRS // max(1, rows)))
+
+    def penalty(self, queries: Sides, items: Sides, *, users: Tensor | None = None,
+                weights: Tensor | None = None) -> Tensor:
+        """Return what training adds to the mean loss of an event, a scalar; 0 unless a similarity says otherwise.
+
+        Args:
+            queries: sides `(R, …)`.
+            items: sides `(R, …)` of the item that each query should have found.
+            users: `(R,)` int64, as in `queries`.
+            weights: `(R,)` floating, how much each query counts; None: alike.
+        """
+        return next(iter(queries.values())).new_zeros((), dtype=torch.float32)
+
+
+def count(sides: Sides) -> int:
+    """Return how many queries or items `sides` are of: `R` or `V`."""
+    return next(iter(sides.values())).shape[0]
+
+
+def take(sides: Sides, index: Tensor) -> Sides:
+    """Return the sides of those at `index`, int64 of any shape `(…)`: every part becomes `(…, *)`."""
+    return {name: side[index] for name, side in sides.items()}
+
+
+def by_chunks(score: Callable[[Sides], Tensor], items: Sides, most: int) -> Tensor:
+    """Return `(R, V)`: what `score` gives, `(R, ·)`, for at most `most` of the `V` items at a time.
+
+    All at once where gradients are wanted: what autograd keeps would not be less.
+    """
+    num_items = count(items)
+    if torch.is_grad_enabled() or num_items <= most:
+        return score(items)
+    return torch.cat([score({name: side[start : start + most] for name, side in items.items()})
+                      for start in range(0, num_items, most)], 1)

@@ -1,0 +1,236 @@
+"""Mixture of logits: Zhai et al., "Revisiting Neural Retrieval on Accelerators", KDD 2023 (arXiv 2306.04039).
+
+Read top to bottom: components of both sides → their products → a gate that weighs these pair by pair → the mixture. The
+load-balancing loss is that of Ding and Zhai, "Retrieval with Learned Similarities", WWW 2025 (arXiv 2407.15462).
+
+Departures: what is dropped of an item in training is dropped for the whole step, since its side is computed once; the
+unknown user has a component of its own, which learns; the balance of the gate is taken over a draw of dropout of its
+own.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import InvalidArgument
+from .base import Sides, Similarity, by_chunks, count
+
+_EPS = 1e-6  # of norms, of a gate that dropout emptied, of logarithms
+_SPREAD = 0.02  # standard deviation of new embeddings
+_CELLS = {"cpu": 2**20}  # numbers of the gate that a score holds at a time; elsewhere:
+_CELLS_ELSEWHERE = 2**28
+
+
+@dataclass(frozen=True)
+class MixtureOptions:
+    """What a mixture of logits is made of; the defaults are the published ones of MovieLens-1M without its users.
+
+    Attributes:
+        query_components: `P_Q`, vectors of a query, that of its user counted.
+        item_components: `P_X`, vectors of an item. Every pair of the two is a logit: `P = P_Q · P_X` of them.
+        component_width: `d`, of each vector.
+        gate_hidden: `G`, the width of the hidden layer of each of the three parts of the gate.
+        query_hidden: of the gated layer that makes a query's vectors.
+        temperature: divides the logits, which are cosines.
+        gate_dropout: share of a pair's weights that training drops; the others then add up to 1 again.
+        item_dropout: share of an item's vector that training drops before its components are made.
+        user_buckets: rows of the table of users beside that of the unknown; 0: queries know nothing of their user.
+        user_dropout: how often training takes the unknown in place of a query's user, so that it is learnt too.
+        load_balancing: weight of the penalty on a gate that leaves logits unused, see `balance`.
+        user_penalty: weight of the squared length of the vectors of users.
+    """
+
+    query_components: int = 8
+    item_components: int = 4
+    component_width: int = 64
+    gate_hidden: int = 128
+    query_hidden: int = 512
+    temperature: float = 0.05
+    gate_dropout: float = 0.2
+    item_dropout: float = 0.1
+    user_buckets: int = 0
+    user_dropout: float = 0.5
+    load_balancing: float = 0.001
+    user_penalty: float = 0.1
+
+    @property
+    def logits(self) -> int:
+        """`P`, the logits of a pair."""
+        return self.query_components * self.item_components
+
+
+class MixtureOfLogits(Similarity):
+    """The cosines of several vectors of a query with several of an item, weighed by a gate that sees the pair.
+
+    With components `f` and `g` of length 1, their logits `l = <f_n, g_m> / τ` and `z = a(query) · b(item) + c(l)`:
+
+        score = Σ softmax(z · sigmoid(z)) · l
+
+    so a score is never above the largest of its logits, and these are within ±1/τ. The sides of queries are
+    `components` `(R, P_Q, d)` and `gate` `(R, P)`, which is `a`; those of items `components` `(V, P_X, d)` and `gate`
+    `(V, P)`, which is `b`. Logit `n · P_X + m` is that of components n and m. Only `c`, `cross` below, runs for every
+    pair.
+
+    A user is known by a key, any whole number from 0 on: it reads row `1 + key % user_buckets` of the table of users,
+    so keys below `user_buckets` have a row each. Row 0 is the unknown user's: it stands for negative keys, for queries
+    without users, and in training in place of the user's own as often as `user_dropout` says.
+
+    Args:
+        width: `E`, of the encoder's outputs and of the item vectors.
+        options: see `MixtureOptions`.
+
+    Raises:
+        InvalidArgument: sizes below 1, a temperature that is not above 0, users and no component besides theirs.
+    """
+
+    def __init__(self, width: int, options: MixtureOptions | None = None):
+        super().__init__()
+        self.options = options = options or MixtureOptions()
+        _check(options)
+        hidden, component = options.query_hidden, options.component_width
+        projected = options.query_components - (options.user_buckets > 0)
+        self.query = nn.Sequential(nn.Linear(width, 2 * hidden), _SwiGLU(), nn.Linear(hidden, projected * component))
+        self.item = nn.Sequential(nn.Dropout(options.item_dropout),
+                                  nn.Linear(width, options.item_components * component))
+        self.query_gate, self.item_gate, self.cross = (
+            nn.Sequential(nn.Linear(inputs, options.gate_hidden), nn.SiLU(),
+                          nn.Linear(options.gate_hidden, options.logits, bias=biased))
+            for inputs, biased in ((width, False), (width, False), (options.logits, True)))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.user = nn.Embedding(1 + options.user_buckets, component) if options.user_buckets else None
+        if self.user is not None:
+            nn.init.normal_(self.user.weight, std=_SPREAD)
+
+    @property
+    def temperature(self) -> float:
+        """By what the products of components are divided."""
+        return self.options.temperature
+
+    def queries(self, x: Tensor, users: Tensor | None = None) -> Sides:
+        """Return the components `(R, P_Q, d)` and the gate `(R, P)` of outputs `x` `(R, E)`.
+
+        `users` `(R,)` int64 are keys, negative for unknown ones; None: all are.
+        """
+        components = self.query(x).unflatten(-1, (-1, self.options.component_width))
+        if self.user is not None:
+            rows = self._rows(users, x)
+            if self.training:
+                rows = rows.masked_fill(torch.rand(rows.shape, device=rows.device) < self.options.user_dropout, 0)
+            components = torch.cat([components, self.user(rows)[:, None].to(components.dtype)], 1)
+        return {"components": _normalised(components), "gate": self.query_gate(x)}
+
+    def items(self, table: Tensor) -> Sides:
+        """Return the components `(V, P_X, d)` and the gate `(V, P)` of item vectors `table` `(V, E)`."""
+        components = self.item(table).unflatten(-1, (-1, self.options.component_width))
+        return {"components": _normalised(components), "gate": self.item_gate(table)}
+
+    def score(self, queries: Sides, items: Sides) -> Tensor:
+        """Return `(R, V)`, every query with every item, float32 (float64 of float64)."""
+        rows, device = count(queries), queries["gate"].device.type
+        cells = _CELLS.get(device, _CELLS_ELSEWHERE) // (self.options.logits + self.options.gate_hidden)
+
+        def of(part: Sides) -> Tensor:
+            logits = self._logits(queries, part, "rnd,vmd->rvnm")
+            return _mixture(self._shares(logits, queries["gate"][:, None], part["gate"]), logits)
+
+        return by_chunks(of, items, max(1, cells // max(1, rows)))
+
+    def score_each(self, queries: Sides, items: Sides) -> Tensor:
+        """Return `(R, K)`, each query with items of its own, sides `(R, K, …)`, float32 (float64 of float64)."""
+        logits = self._logits(queries, items, "rnd,rkmd->rknm")
+        return _mixture(self._shares(logits, queries["gate"][:, None], items["gate"]), logits)
+
+    def penalty(self, queries: Sides, items: Sides, *, users: Tensor | None = None,
+                weights: Tensor | None = None) -> Tensor:
+        """Return the balance of the gate over pairs, sides `(R, …)` both, and the mean squared length of their users.
+
+        Each by its weight of the options; a scalar. `users` and `weights` are `(R,)` or None.
+        """
+        logits = self._logits(queries, items, "rnd,rmd->rnm")
+        total = self.options.load_balancing * balance(self._shares(logits, queries["gate"], items["gate"]), weights)
+        if self.user is None or users is None:
+            return total
+        lengths = self.user(self._rows(users, users)).square().sum(-1)
+        return total + self.options.user_penalty * _mean(lengths, weights)
+
+    def _rows(self, users: Tensor | None, like: Tensor) -> Tensor:
+        """Return the row `(R,)` of the table of users of each key."""
+        if users is None:
+            return torch.zeros(like.shape[0], dtype=torch.int64, device=like.device)
+        return (1 + users % self.options.user_buckets).masked_fill(users < 0, 0)
+
+    def _logits(self, queries: Sides, items: Sides, product: str) -> Tensor:
+        """Return `(…, P)`. Not under autocast: bfloat16 would round a logit of 20 by up to 0.06."""
+        f, g = queries["components"], items["components"]
+        wide = torch.promote_types(torch.promote_types(f.dtype, g.dtype), torch.float32)
+        with torch.autocast(f.device.type, enabled=False):
+            return torch.einsum(product, f.to(wide), g.to(wide)).flatten(-2) / self.options.temperature
+
+    def _shares(self, logits: Tensor, query_gate: Tensor, item_gate: Tensor) -> Tensor:
+        """Return the weight `(…, P)` of each logit in the mixture; they add up to 1."""
+        z = query_gate * item_gate + self.cross(logits)
+        shares = F.silu(z.to(logits.dtype)).softmax(-1)
+        if self.training and self.options.gate_dropout:
+            shares = F.dropout(shares, self.options.gate_dropout)
+            shares = shares / shares.sum(-1, keepdim=True).clamp(min=_EPS)
+        return shares
+
+
+def balance(shares: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the negative mutual information of pair and logit: mean of `H(shares of a pair)` less `H(mean shares)`.
+
+    A scalar in nats, from `-ln P`, where each pair relies on one logit and all are relied on alike, to 0, where all
+    pairs weigh them alike. As a penalty it keeps logits from going unused: Ding and Zhai, section 4.
+
+    Args:
+        shares: `(R, P)` floating, not negative; each row adds up to 1.
+        weights: `(R,)` floating, how much each pair counts; None: alike.
+    """
+    mean = _mean(shares, weights)
+    return _mean(_entropy(shares), weights) - _entropy(mean)
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    """Return `-Σ p ln p` over the last axis; its gradient is finite at 0 too."""
+    return -(shares * shares.clamp(min=_EPS).log()).sum(-1)
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the weighted mean over the first axis of `values` `(R, …)`; 0 of no row."""
+    if weights is None:
+        return values.sum(0) / max(1, values.shape[0])
+    return torch.tensordot(weights.to(values.dtype), values, 1) / weights.sum().clamp(min=_EPS)
+
+
+def _mixture(shares: Tensor, logits: Tensor) -> Tensor:
+    return (shares * logits).sum(-1)
+
+
+def _normalised(components: Tensor) -> Tensor:
+    return F.normalize(components, dim=-1, eps=_EPS)
+
+
+class _SwiGLU(nn.Module):
+    """Half of the inputs, by the SiLU of the other half."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = x.chunk(2, -1)
+        return F.silu(gate) * value
+
+
+def _check(options: MixtureOptions) -> None:
+    for name in ("query_components", "item_components", "component_width", "gate_hidden", "query_hidden"):
+        if getattr(options, name) < 1:
+            raise InvalidArgument(name, "at least 1", getattr(options, name))
+    if not options.temperature > 0:
+        raise InvalidArgument("temperature", "a number above 0", options.temperature)
+    if options.user_buckets < 0:
+        raise InvalidArgument("user_buckets", "0 or more", options.user_buckets)
+    if options.user_buckets and options.query_components < 2:
+        raise InvalidArgument("query_components", "2 or more with users, one of which is theirs", 1)
