@@ -284,6 +284,19 @@ def test_rows_too_long_for_a_tile(name, device):
 
 
 @every_device
+@pytest.mark.parametrize("transposed", [False, True])
+def test_long_sums_of_single_precision_keep_what_is_small(transposed, device):
+    """Beside a sum of 2²⁴ another 1 is lost to rounding: sixteen of them, one after the other, were lost too."""
+    usable("triton", torch.float32, device)
+    x = torch.zeros(17 * 32, 1, device=device)
+    x[::32] = 1  # none together with another in a tile
+    x[0] = 2.0**24
+    offsets, pairs = torch.tensor([0, len(x)], device=device), torch.ones(len(x)**2, device=device)
+    found = block_matmul(pairs, x, offsets, transposed=transposed, implementation="triton")
+    assert float((found.double() - (2.0**24 + 16)).abs().max()) <= 2  # the distance of neighbours up there
+
+
+@every_device
 @every_implementation
 def test_times_are_subtracted_as_the_integers_that_they_are(name, device):
     usable(name, torch.int64, device)

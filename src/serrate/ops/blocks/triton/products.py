@@ -1,7 +1,8 @@
 """The kernels of products with square blocks: `X Yᵀ` into a block, and a block or its transpose times events.
 
 A program owns a tile of events of one row and head, goes through the other side of the row tile by tile, and adds in
-float32. The three are each other's gradients; see `autograd.py`.
+float32; of float32 it keeps beside a sum what rounding took of it. The three are each other's gradients; see
+`autograd.py`.
 """
 
 # ruff: noqa: N803, N806
@@ -14,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...attention.triton.tile import precision, product
+from ...bmm.triton.tile import add_product
 from .rows import bisections, block_of, clear_past, events_of, pairs_of
 
 
@@ -170,6 +172,7 @@ def _sums_of_tile(a_source, y_source, first, start, length, block, held, d, a_st
     own = tl.arange(0, BM)
     other = tl.arange(0, BN)
     total = tl.zeros([BM, BD], tl.float32)
+    lost = total
     tiles = tl.cdiv(length, BN)
     for i in range(0, tiles):
         if TRANSPOSED:  # queries along the first axis of the tile, as they lie
@@ -179,7 +182,7 @@ def _sums_of_tile(a_source, y_source, first, start, length, block, held, d, a_st
             n = (first // BN + i) % tiles * BN
             a = _pairs(a_source, first, own, n + other, held, length, block, a_strides[0], ALIGNED)
         y = _events(y_source, start + n, length - n, d, y_strides, D, BN)
-        total = tl.dot(a, y, total, input_precision=PRECISION)
+        total, lost = add_product(total, lost, a, y, PRECISION)
     return total
 
 
