@@ -204,3 +204,14 @@ def test_a_path_like_object_is_taken(run: RunFolder):
 
     assert RunFolder(Place()).read_config()["seed"] == 1
     assert repr(RunFolder("x")) == "RunFolder('x')"
+
+
+def test_figures_of_indexes_come_back_and_damaged_ones_are_told(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.read_index_rows() == []
+    folder.write_index_rows([{"index": "a", "recall": float("nan")}])
+    assert folder.read_index_rows() == [{"index": "a", "recall": None}]
+    for text in ("{}", '{"rows": [1]}', "[]"):
+        folder.index_path.write_text(text)
+        with pytest.raises(InvalidRun, match=r"index\.json"):
+            folder.read_index_rows()

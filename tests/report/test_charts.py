@@ -4,8 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serrate.report.charts import calibration_chart, histogram, interval, line_chart, share_bar, thin, ticks
-from serrate.report.contents import Bin, CalibrationBin, Comparison, Curve
+from serrate.report.charts import (
+    calibration_chart,
+    frontier_chart,
+    histogram,
+    interval,
+    line_chart,
+    share_bar,
+    thin,
+    ticks,
+)
+from serrate.report.contents import Bin, CalibrationBin, Comparison, Curve, IndexFigures
 from serrate.report.markup import percent
 
 numbers = st.floats(-1e300, 1e300).map(lambda value: value / 1.000001)
@@ -176,3 +185,28 @@ def test_a_calibration_chart_has_a_dot_for_each_bin_and_names_the_farthest():
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-9])
 def test_any_probability_can_be_drawn(value: float):
     assert "nan" not in calibration_chart("one", [CalibrationBin(count=1, predicted=value, observed=value)], title="a")
+
+
+def figures(index: str, *rows: tuple[int, float, float]) -> list[IndexFigures]:
+    return [IndexFigures(index=index, kind="exact", k=10, batch=batch, milliseconds=milliseconds, recall=recall,
+                         share=1, certified=1) for batch, milliseconds, recall in rows]
+
+
+def test_a_frontier_has_a_line_for_each_index_on_powers_of_ten():
+    svg = frontier_chart("f", {"fast": figures("fast", (1, 1.0, 0.5), (8, 10.0, 0.5)),
+                               "exact": figures("exact", (1, 100.0, 1.0))}, title="Recall")  # fmt: skip
+    # x: 56 … 446 over 1 … 100 ms; y: 206 … 22 over .5 … 1
+    assert 'd="M56.0,206.0 251.0,206.0"' in svg
+    assert re.findall(r'class="dot" cx="([^"]*)" cy="([^"]*)"', svg) == [("56", "206"), ("251", "206"), ("446", "22")]
+    assert texts(svg) == ["0.5", "0.6", "0.7", "0.8", "0.9", "1.0", "1", "10", "100", "milliseconds of a search", "fast",
+                          "exact"]  # fmt: skip
+    assert "<title>fast: 8 queries in 10 ms, recall 50 %</title>" in svg
+    assert "2 indexes; the best recall is 100" in svg
+    assert "of exact, whose fastest search takes 100 ms." in svg
+
+
+@given(st.lists(st.tuples(st.integers(1, 200), st.floats(1e-6, 1e9), st.floats(0, 1)), min_size=1, max_size=5))
+def test_any_figures_of_an_index_can_be_drawn(rows: list[tuple[int, float, float]]):
+    svg = frontier_chart("f", {"<&>": figures("<&>", *rows)}, title="Recall")
+    assert "nan" not in svg
+    assert "<&>" not in svg

@@ -9,6 +9,7 @@ import pytest
 
 from serrate.errors import InvalidRun
 from serrate.report import write_report
+from serrate.run_folder import RunFolder
 
 MakeRun = Callable[..., Path]
 VOID = {"meta", "br"}
@@ -412,3 +413,21 @@ def test_the_browser_does_notice_what_is_wrong(tmp_path: Path, browser):
     kinds = {each["method"] for each in browser.complaints()}
     assert {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Network.loadingFailed"} <= kinds
     assert len(browser.requests()) == 2
+
+
+def test_indexes_that_were_measured_are_drawn_by_how_many_items_they_give(make_run: MakeRun):
+    run = make_run()
+    rows = [{"index": name, "kind": "component", "k": k, "batch": batch, "milliseconds": batch * 1.5, "recall": 0.97,
+             "share": 0.125, "certified": 0.0} for name, k, batch in (("a", 10, 8), ("a", 10, 1), ("b", 100, 1))]
+    RunFolder(run).write_index_rows(rows)
+    content, page = report(run)
+    assert "Recall and milliseconds, the best 10" in page.text
+    assert "Recall and milliseconds, the best 100" in page.text
+    assert content.index("<td>1.5</td>") < content.index("<td>12</td>")  # by batch
+    RunFolder(run).write_index_rows([{"index": "a"}])
+    with pytest.raises(InvalidRun, match=r"index\.json: kind: Field required"):
+        write_report(run)
+
+
+def test_a_run_without_indexes_says_nothing_of_them(make_run: MakeRun):
+    assert "Indexes" not in report(make_run())[1].text

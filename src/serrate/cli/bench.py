@@ -1,10 +1,7 @@
 """`serrate bench`: kernels beside their peers, on batches as long as one's own histories are."""
 
-import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -24,7 +21,7 @@ from ..ops.attention.peers import OF_EVENTS, ON_CPU, make
 from ..ops.attention.workloads import Spread, Workload
 from ..ops.figures import written
 from ..ops.select import Choice, choose
-from .groups import group
+from .groups import flat, group
 from .show import err, facts, out, say
 
 app = group("Kernels beside their peers, on your histories.")
@@ -66,20 +63,8 @@ class AttentionOptions:
         "--json", metavar="FILE", help="write the figures here too", show_default=False)] = None
 
 
-def _flat(command: Callable[[AttentionOptions], None]) -> Callable[..., None]:
-    """Return a command whose parameters are the fields of its options, as Typer wants them."""
-    @wraps(command)
-    def called(**values: Any) -> None:
-        command(AttentionOptions(**values))
-
-    flat = cast(Any, called)
-    flat.__signature__ = inspect.signature(AttentionOptions)
-    flat.__annotations__ = AttentionOptions.__annotations__
-    return called
-
-
 @app.command("attention")
-@_flat
+@flat(AttentionOptions)
 def attention(options: AttentionOptions) -> None:
     """Measure attention on a batch of your lengths.
 

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import SerrateError
-from . import bench, config, data, doctor, quickstart, run, score
+from . import bench, config, data, doctor, index, quickstart, recommend, run, score
 from .groups import group
 
 # Typer brings its own copy of click, or uses an installed one: take the classes from what it exports.
@@ -23,9 +23,10 @@ app.command()(quickstart.quickstart)
 app.add_typer(data.app, name="data")
 app.command()(run.train)
 app.command()(run.evaluate)
-app.command()(run.recommend)
+app.command()(recommend.recommend)
 app.command()(score.score)
 app.command()(run.report)
+app.add_typer(index.app, name="index")
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
 app.command()(doctor.doctor)

@@ -12,7 +12,8 @@ from ..report import write_report
 from ..serve import Predictor
 from ..train import DATA, RunConfig, read_recipe
 from ..train import train as train_run
-from .run import show_recommended, show_results
+from .recommend import show_recommended
+from .run import show_results
 from .show import TrainingProgress, err, say
 
 _HISTORY, _SHOWN = 5, 5
@@ -51,7 +52,7 @@ def quickstart(
     write_report(run)
     show_results(run)
     predictor = Predictor.open(run)
-    newest = histories.items.decode(histories.field("item")[0][-_HISTORY:])
-    command = ["serrate", "recommend", str(run), "-k", str(_SHOWN), "--history", ",".join(map(str, newest))]
+    newest = ",".join(map(str, histories.items.decode(histories.field("item")[0][-_HISTORY:])))
+    command = ["serrate", "recommend", str(run), "-k", str(_SHOWN), "--history", newest]
     say(f"\n{shlex.join(command)}")
     show_recommended(predictor, newest, _SHOWN, exclude_seen=True)

@@ -4,11 +4,11 @@ A chart is drawn in a box of 460 × 250 units and scales with its column.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .contents import Bin, CalibrationBin, Comparison, Curve
+from .contents import Bin, CalibrationBin, Comparison, Curve, IndexFigures
 from .markup import Html, count, decimal, percent, tag
 
 WIDTH, HEIGHT = 460, 250
@@ -174,6 +174,36 @@ def calibration_chart(name: str, bins: Sequence[CalibrationBin], *, title: str) 
         f"{count(len(bins))} bins of equal mass; the farthest from the dashed line predicts "
         f"{percent(farthest.predicted)} and {percent(farthest.observed)} came true."
     )
+    return _chart(name, title, summary, drawn)
+
+
+def frontier_chart(name: str, indexes: Mapping[str, Sequence[IndexFigures]], *, title: str) -> Html:
+    """Return the recall of indexes over the time of a search, in powers of ten; a line joins the batches of an index.
+
+    At least one index, each of at least one batch size. Its name stands at its slowest batch.
+    """
+    every = [row for rows in indexes.values() for row in rows]
+    low, high = (math.log10(pick(row.milliseconds for row in every)) for pick in (min, max))
+    first, last = math.floor(low), max(math.ceil(high), math.floor(low) + 1)
+    values = ticks(min(row.recall for row in every), 1)
+    across, up = _scale(first, last, LEFT, RIGHT), _scale(values[0], values[-1], BOTTOM, TOP)
+    written = [(across(power), _short(10.0**power)) for power in range(first, last + 1)]
+    drawn: list[object] = [_grid(values, up), _x_axis(written, "milliseconds of a search")]
+    for called, rows in indexes.items():
+        places = [(across(math.log10(row.milliseconds)), up(row.recall)) for row in rows]
+        said = [tag("title", f"{called}: {count(row.batch)} queries in {row.milliseconds:.3g} ms, "
+                             f"recall {percent(row.recall)}") for row in rows]
+        end_x, end_y = max(places)
+        left = end_x > (LEFT + RIGHT) / 2
+        drawn += [
+            tag("path", class_="line", d="M" + _path(places)) if len(places) > 1 else None,
+            [tag("circle", what, class_="dot", cx=x, cy=y, r=4) for what, (x, y) in zip(said, places, strict=True)],
+            tag("text", called, class_="note", x=end_x - 7 if left else end_x + 7, y=end_y - 7,
+                text_anchor="end" if left else "start"),
+        ]
+    best = max(every, key=lambda row: (row.recall, -row.milliseconds))
+    summary = (f"{count(len(indexes))} indexes; the best recall is {percent(best.recall)}, of {best.index}, whose "
+               f"fastest search takes {min(row.milliseconds for row in indexes[best.index]):.3g} ms.")
     return _chart(name, title, summary, drawn)
 
 

@@ -77,6 +77,19 @@ class Calibration(_Part):
     bins: list[CalibrationBin] = []
 
 
+class IndexFigures(_Part):
+    """An index at one batch size: the time of a search, and how much of the exact answer it finds."""
+
+    index: str
+    kind: str
+    k: int
+    batch: int
+    milliseconds: float = Field(gt=0)
+    recall: float
+    share: float
+    certified: float
+
+
 class Item(_Part):
     """One item of a sample."""
 
@@ -144,6 +157,7 @@ class Contents:
     config: dict[str, Any]
     metrics: Metrics
     log: Log
+    indexes: list[IndexFigures]
     written: float  # seconds since 1970
 
     @property
@@ -174,10 +188,12 @@ def read_contents(path: Path) -> Contents:
         try:
             metrics = Metrics.model_validate(folder.read_metrics())
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InvalidRun(f"run: {folder.metrics_path}: {where}: {first['msg']}") from None
-    return Contents(path, config, metrics, _read_log(folder), written.stat().st_mtime)
+            raise _damaged(folder.metrics_path, error) from None
+    try:
+        indexes = [IndexFigures.model_validate(row) for row in folder.read_index_rows()]
+    except ValidationError as error:
+        raise _damaged(folder.index_path, error) from None
+    return Contents(path, config, metrics, _read_log(folder), indexes, written.stat().st_mtime)
 
 
 def section(values: dict[str, Any], key: str) -> dict[str, Any]:
@@ -196,6 +212,12 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < _LARGEST else None
+
+
+def _damaged(path: Path, error: ValidationError) -> InvalidRun:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return InvalidRun(f"run: {path}: {where}: {first['msg']}")
 
 
 def _read_log(folder: RunFolder) -> Log:

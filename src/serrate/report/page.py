@@ -10,8 +10,20 @@ from typing import Any
 from ..evaluate import LOWER_IS_BETTER
 from ..files import write_aside
 from ..run_folder import RunFolder
-from .charts import calibration_chart, histogram, interval, line_chart, share_bar
-from .contents import Comparison, Contents, Estimate, Item, Row, Sample, number, read_contents, section, text
+from .charts import calibration_chart, frontier_chart, histogram, interval, line_chart, share_bar
+from .contents import (
+    Comparison,
+    Contents,
+    Estimate,
+    IndexFigures,
+    Item,
+    Row,
+    Sample,
+    number,
+    read_contents,
+    section,
+    text,
+)
 from .markup import Html, count, decimal, join, percent, table, tag
 from .style import STYLE
 
@@ -76,6 +88,7 @@ def _page(contents: Contents) -> str:
         _training(contents),
         _data(contents),
         _samples(contents),
+        _indexes(contents),
         _settings(contents),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, tag('body', body), lang='en')}\n"
@@ -309,6 +322,26 @@ def _samples(contents: Contents) -> Html | None:
         "Histories, what was recommended after them, and what came.",
         [_sample(sample, opened=at < _OPEN_SAMPLES) for at, sample in enumerate(samples)],
     )
+
+
+def _indexes(contents: Contents) -> Html | None:
+    if not contents.indexes:
+        return None
+    panels: list[Html] = []
+    for k in sorted({row.k for row in contents.indexes}):
+        by_name: dict[str, list[IndexFigures]] = {}
+        for row in sorted(contents.indexes, key=lambda row: row.batch):
+            if row.k == k:
+                by_name.setdefault(row.index, []).append(row)
+        title = f"Recall and milliseconds, the best {count(k)}"
+        panels.append(_figure(title, frontier_chart(f"indexes-{k}", by_name, title=title)))
+        lines = [[name, row.kind, count(row.batch), f"{row.milliseconds:.3g}", percent(row.recall), percent(row.share),
+                  percent(row.certified)] for name, rows in by_name.items() for row in rows]
+        head = ["Index", "Kind", "Queries", "Milliseconds", "Recall", "Scored", "Certified"]
+        panels.append(table(head, lines, f"Indexes, the best {count(k)}"))
+    said = ("Recall: the share of the exact answer that an index finds. Scored: the share of the items that the "
+            "similarity scored for it. Certified: the share of the answers known to be exact.")
+    return _section("Indexes", said, tag("div", panels, class_="charts"))
 
 
 def _sample(sample: Sample, *, opened: bool) -> Html:

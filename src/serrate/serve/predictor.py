@@ -15,10 +15,11 @@ from ..config import Config
 from ..data import DataConfig, Vocabulary, chunks
 from ..data.times import asked_times
 from ..errors import InvalidArgument, InvalidData, InvalidRun
-from ..index import top_k
+from ..index import Index, top_k
 from ..jagged import EventBatch, JaggedTensor, gather_rows, newest
 from ..nn import Sides
 from ..run_folder import RunFolder
+from .indexed import open_index, search_index
 from .loading import device_named, load_weights, settings_of
 from .times import Times, read_times
 
@@ -60,22 +61,25 @@ class Predictor:
         items: raw ids ↔ dense ids.
         data_config: how the training log was read.
         users: those that the model knows; None: it reads no users.
+        index: is searched instead of scoring every item; None: every item is scored.
     """
 
     def __init__(self, config: dict[str, Any], model: models.NextItemModel, items: Vocabulary, data_config: DataConfig,
-                 users: Vocabulary | None = None):
+                 users: Vocabulary | None = None, index: Index | None = None):
         self.config = config
         self.model = model
         self.items = items
         self.data_config = data_config
         self.users = users
+        self.index = index
 
     @classmethod
-    def open(cls, path: Path | str, *, device: str = "auto") -> Self:
-        """Load a saved run; `device` is `auto`, `cpu` or `cuda`.
+    def open(cls, path: Path | str, *, device: str = "auto", index: Path | str | None = None) -> Self:
+        """Load a saved run, and the `index` over its items if there is one; `device` is `auto`, `cpu` or `cuda`.
 
         Raises:
             InvalidRun: not a saved run, not finished, damaged, or of a format that cannot be read.
+            InvalidData: no index that can be used, or one of another model.
             InvalidArgument: a device that is not there.
         """
         place, folder = device_named(device), RunFolder(path)
@@ -90,7 +94,8 @@ class Predictor:
             raise InvalidRun(f"run: {error}") from None
         model = models.build(settings.model, len(items))
         load_weights(model, folder)
-        return cls(config, model.eval().to(place), items, settings.data, users)
+        model = model.eval().to(place)
+        return cls(config, model, items, settings.data, users, None if index is None else open_index(index, model))
 
     @property
     def reads_time(self) -> bool:
@@ -178,8 +183,13 @@ class Predictor:
                     events["asked"] = asked_times(events["time"], times.asked[part])
                 context = {} if user_keys is None else {"user_key": user_keys[part]}
                 batch = newest(EventBatch(events, context), self.model.config.max_length).to(device)
-                scores = self.model.score(batch, self.item_sides).cpu()
-                found.append(top_k(scores, k, exclude=seen if exclude_seen else None, allow=allow, deny=deny))
+                exclude = seen if exclude_seen else None
+                if self.index is None:
+                    scores = self.model.score(batch, self.item_sides).cpu()
+                    found.append(top_k(scores, k, exclude=exclude, allow=allow, deny=deny))
+                else:
+                    found.append(search_index(self.index, self.model, batch, k, exclude=exclude, allow=allow,
+                                              deny=deny))
         return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
 
     def keys_of(self, users: Iterable[Any], rows: int) -> Tensor | None:
