@@ -16,10 +16,11 @@ from ..nn.similarity import Sides, Similarity
 from . import storage
 from .best import Best, Found
 from .corpus import Corpus, Filter, QueryFilter, Segment, item_ids
-from .sides import count, rows_of, to_device
+from .sides import count, require_no_nan, rows_of, to_device
 
 QUERIES_AT_A_TIME = 128
 PAIRS_AT_A_TIME = 2**18  # of a query and an item, scored at once
+ITEMS_AT_A_TIME = 2**18
 
 
 class Index:
@@ -75,7 +76,7 @@ class Index:
         made = cls(index.similarity, config)
         for segment in index._corpus.segments:
             made._check("index", segment.sides)
-        made._corpus = Corpus([replace(segment, derived=made._derive(segment.sides))
+        made._corpus = Corpus([replace(segment, derived=made._derived(segment.sides))
                                for segment in index._corpus.segments])
         return made
 
@@ -102,6 +103,7 @@ class Index:
         if self.similarity.training and next(self.similarity.parameters(), None) is not None:
             raise InvalidArgument("similarity", "a module in evaluation mode, which drops nothing", "one that trains")
         rows = count("queries", queries)
+        require_no_nan("queries", queries)
         self._check("queries", queries)
         if exclude is not None and len(exclude) != rows:
             raise InvalidArgument("exclude", f"{rows} rows, as queries", len(exclude))
@@ -162,13 +164,13 @@ class Index:
     @property
     def ids(self) -> Tensor:
         """`(V,)` int64: the ids of all items, ascending."""
-        return torch.cat([segment.ids[segment.alive] for segment in self._corpus.segments]).sort().values
+        return torch.cat([segment.kept(segment.ids) for segment in self._corpus.segments]).sort().values
 
     @property
     def num_bytes(self) -> int:
         """How many bytes the items take, in memory or mapped from files."""
         return sum(part.numel() * part.itemsize for segment in self._corpus.segments
-                   for part in (segment.ids, segment.alive, *segment.sides.values(), *segment.derived.values()))
+                   for part in (segment.ids, *segment.sides.values(), *segment.derived.values()))
 
     def save(self, path: Path | str, *, model: nn.Module | None = None, replace: bool = False) -> None:
         """Write the index to a folder, whole or not at all; what was removed is left out.
@@ -221,6 +223,7 @@ class Index:
     def _segment(self, items: Sides, ids: Tensor | None) -> Segment:
         """Return items as a segment in ascending order of id, checked."""
         number = count("items", items)
+        require_no_nan("items", items)
         self._check("items", items)
         device = next(iter(items.values())).device
         if ids is None:
@@ -238,7 +241,13 @@ class Index:
             if bool((order.diff() != 1).any()):
                 items = {name: side[order] for name, side in items.items()}
         items = {name: side.detach() for name, side in items.items()}
-        return Segment(found, items, self._derive(items), torch.ones_like(found, dtype=torch.bool))
+        return Segment(found, items, self._derived(items))
+
+    def _derived(self, items: Sides) -> Sides:
+        """Return what `_derive` gives, by parts: what it computes on the way may be larger than what it keeps."""
+        parts = [self._derive(rows_of(items, start, start + ITEMS_AT_A_TIME))
+                 for start in range(0, max(1, count("items", items)), ITEMS_AT_A_TIME)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     @staticmethod
     def _check_alike(there: Segment, new: Segment) -> None:

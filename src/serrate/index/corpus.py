@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,23 +22,33 @@ class Segment:
         ids: `(V,)` int64, ascending, each once.
         sides: of the items, as their similarity made them: `(V, …)` each.
         derived: what the index itself keeps of each item: `(V, …)` each.
-        alive: `(V,)` bool, False for an item that was removed.
+        alive: `(V,)` bool, False for an item that was removed; None: none was.
     """
 
     ids: Tensor
     sides: Sides
     derived: Sides
-    alive: Tensor
+    alive: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def num_alive(self) -> int:
+        """How many items were not removed."""
+        return len(self) if self.alive is None else int(self.alive.sum())
+
+    def kept(self, part: Tensor) -> Tensor:
+        """Return what `part` `(V, …)` has of the items that were not removed."""
+        return part if self.alive is None else part[self.alive]
 
     def find(self, ids: Tensor) -> Tensor:
         """Return the row of each id, int64 in their shape; -1 for one that is not here or was removed."""
         if len(self) == 0:
             return torch.full_like(ids, -1)
         rows = torch.searchsorted(self.ids, ids.contiguous()).clamp(max=len(self) - 1)
-        return torch.where((self.ids[rows] == ids) & self.alive[rows], rows, -1)
+        there = self.ids[rows] == ids
+        return torch.where(there if self.alive is None else there & self.alive[rows], rows, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +94,7 @@ class Corpus:
     @property
     def num_alive(self) -> int:
         """How many items have not been removed."""
-        return sum(int(segment.alive.sum()) for segment in self.segments)
+        return sum(segment.num_alive for segment in self.segments)
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         """Yield all rows, at most `rows` at a time."""
@@ -103,18 +114,32 @@ class Corpus:
 
     def ids_at(self, rows: Tensor) -> Tensor:
         """Return the id of each row, int64 in their shape; -1 for row -1."""
-        ids = self._gathered([segment.ids for segment in self.segments], rows.clamp(min=0))
-        return ids.masked_fill(rows < 0, -1)
+        return self.at([segment.ids for segment in self.segments], rows.clamp(min=0)).masked_fill(rows < 0, -1)
 
     def sides_at(self, rows: Tensor) -> Sides:
         """Return the sides of items, each in the shape of `rows` and then its own; any item for row -1."""
-        return {name: self._gathered([segment.sides[name] for segment in self.segments], rows.clamp(min=0))
+        return {name: self.at([segment.sides[name] for segment in self.segments], rows.clamp(min=0))
                 for name in self.segments[0].sides}
 
     def derived_at(self, rows: Tensor) -> Sides:
         """Return what the index keeps of items; see `sides_at`."""
-        return {name: self._gathered([segment.derived[name] for segment in self.segments], rows.clamp(min=0))
+        return {name: self.at([segment.derived[name] for segment in self.segments], rows.clamp(min=0))
                 for name in self.segments[0].derived}
+
+    def at(self, parts: Sequence[Tensor | None], rows: Tensor, default: Any = 0) -> Tensor:
+        """Return what `parts`, `(V, …)` of each segment, have at rows of the corpus; `default` where one is None."""
+        filled = [(part, start, len(segment)) for part, start, segment in
+                  zip(parts, self._starts, self.segments, strict=False) if len(segment)]
+        like = next((part for part in parts if part is not None), None)
+        if len(filled) == 1 and filled[0][0] is not None:
+            return filled[0][0][rows - filled[0][1]]
+        shape, dtype = ((), torch.tensor(default).dtype) if like is None else (like.shape[1:], like.dtype)
+        out = torch.full((*rows.shape, *shape), default, dtype=dtype, device=rows.device)
+        for part, start, length in filled:
+            if part is not None:
+                inside = (rows >= start) & (rows < start + length)
+                out[inside] = part[rows[inside] - start]
+        return out
 
     def with_segment(self, segment: Segment) -> "Corpus":
         """Return a corpus with one segment more.
@@ -134,8 +159,8 @@ class Corpus:
             rows = segment.find(ids)
             rows = rows[rows >= 0]
             if len(rows):
-                alive = segment.alive.clone()
-                alive[rows] = False
+                alive = torch.ones_like(segment.ids, dtype=torch.bool) if segment.alive is None else segment.alive
+                alive = alive.index_fill(0, rows, False)
                 segment = replace(segment, alive=alive)
             segments.append(segment)
         return Corpus(segments)
@@ -144,31 +169,18 @@ class Corpus:
         """Return a corpus of one segment, in memory, without what was removed."""
         return Corpus([merged(self.segments)])
 
-    def _gathered(self, parts: list[Tensor], rows: Tensor) -> Tensor:
-        filled = [(part, start) for part, start in zip(parts, self._starts, strict=False) if len(part)]
-        if not filled:  # nothing to gather from: rows of zeros stand for items that nobody may get
-            return parts[0].new_zeros(*rows.shape, *parts[0].shape[1:])
-        if len(filled) == 1:
-            return filled[0][0][rows - filled[0][1]]
-        out = torch.empty(*rows.shape, *parts[0].shape[1:], dtype=parts[0].dtype, device=rows.device)
-        for part, start in filled:
-            inside = (rows >= start) & (rows < start + len(part))
-            out[inside] = part[rows[inside] - start]
-        return out
-
 
 def merged(segments: Sequence[Segment]) -> Segment:
     """Return the living items of segments as one segment, in memory."""
-    ids = torch.cat([segment.ids[segment.alive] for segment in segments])
+    ids = torch.cat([segment.kept(segment.ids) for segment in segments])
     ids, order = ids.sort()
 
     def joined(parts: list[Tensor]) -> Tensor:
-        return torch.cat([part[segment.alive] for part, segment in zip(parts, segments, strict=True)])[order]
+        return torch.cat([segment.kept(part) for part, segment in zip(parts, segments, strict=True)])[order]
 
     first = segments[0]
     return Segment(ids, {name: joined([segment.sides[name] for segment in segments]) for name in first.sides},
-                   {name: joined([segment.derived[name] for segment in segments]) for name in first.derived},
-                   torch.ones_like(ids, dtype=torch.bool))
+                   {name: joined([segment.derived[name] for segment in segments]) for name in first.derived})
 
 
 class Filter:
@@ -180,48 +192,65 @@ class Filter:
         corpus: the items.
         allow: `(A,)` the only ids that may come back; None for all, empty for none.
         deny: `(D,)` ids that may not come back.
+
+    Attributes:
+        open: `(V,)` bool of each segment; None where all of its items are open.
     """
 
     def __init__(self, corpus: Corpus, allow: Tensor | None = None, deny: Tensor | None = None):
         self._corpus = corpus
-        self.open: list[Tensor] = []
+        self.open: list[Tensor | None] = []
         for segment in corpus.segments:
             open_ = segment.alive
             if allow is not None:
-                rows = segment.find(item_ids("allow", allow, corpus.device))
-                open_ = torch.zeros_like(open_).index_fill(0, rows[rows >= 0], True)  # find gives living items
+                rows = segment.find(item_ids("allow", allow, corpus.device))  # living items
+                open_ = torch.zeros_like(segment.ids, dtype=torch.bool).index_fill(0, rows[rows >= 0], True)
             if deny is not None:
                 rows = segment.find(item_ids("deny", deny, corpus.device))
+                open_ = torch.ones_like(segment.ids, dtype=torch.bool) if open_ is None else open_
                 open_ = open_.index_fill(0, rows[rows >= 0], False)
             self.open.append(open_)
+        self.num_open = sum(len(segment) if part is None else int(part.sum())
+                            for segment, part in zip(corpus.segments, self.open, strict=True))
+
+    def open_rows(self, places: Tensor) -> Tensor:
+        """Return rows of the corpus: the `places`-th of those that are open, both int64."""
+        if all(part is None for part in self.open):
+            return places
+        marks = [torch.ones_like(segment.ids, dtype=torch.bool) if part is None else part
+                 for segment, part in zip(self._corpus.segments, self.open, strict=True)]
+        return torch.cat(marks).nonzero()[:, 0][places]
 
     def of(self, exclude: JaggedTensor | None, queries: int) -> "QueryFilter":
         """Return the filter of some queries, whose excluded ids are the rows of `exclude`."""
-        return QueryFilter(self._corpus, self.open, exclude, queries)
+        return QueryFilter(self._corpus, self, exclude, queries)
 
 
 class QueryFilter:
     """Which items may come back for `R` queries.
 
     Attributes:
-        num_open: `(R,)` int64, how many.
+        shared: what is open to all of them.
+        num_open: `(R,)` int64, how many items are open to each.
     """
 
-    def __init__(self, corpus: Corpus, open_: list[Tensor], exclude: JaggedTensor | None, queries: int):
-        self.open = open_
+    def __init__(self, corpus: Corpus, shared: Filter, exclude: JaggedTensor | None, queries: int):
+        self.shared = shared
         self._total = len(corpus)
-        self.num_open = torch.full((queries,), sum(int(part.sum()) for part in open_), device=corpus.device)
+        self.num_open = torch.full((queries,), shared.num_open, device=corpus.device)
         self._keys = torch.empty(0, dtype=torch.int64, device=corpus.device)  # query · total + row, ascending
         if exclude is not None and len(corpus):
             rows = corpus.find(item_ids("exclude", exclude.values, corpus.device))
             query = exclude.row_index().to(corpus.device)
             self._keys = (query * self._total + rows)[rows >= 0].unique()
-            everywhere = torch.cat(open_)[self._keys % self._total]
-            self.num_open = self.num_open - torch.bincount(self._keys[everywhere] // self._total, minlength=queries)
+            open_ = corpus.at(shared.open, self._keys % self._total, True)
+            self.num_open = self.num_open - torch.bincount(self._keys[open_] // self._total, minlength=queries)
 
     def close(self, chunk: Chunk, scores: Tensor) -> Tensor:
         """Set `scores`, `(R, C)` or `(R, P, C)` of a chunk, to `-inf` in place for items that are not open."""
-        scores.masked_fill_(~self.open[chunk.number][chunk.start : chunk.start + len(chunk)], -_INFINITY)
+        open_ = self.shared.open[chunk.number]
+        if open_ is not None:
+            scores.masked_fill_(~open_[chunk.start : chunk.start + len(chunk)], -_INFINITY)
         if len(self._keys):
             query, row = self._keys // self._total, self._keys % self._total - chunk.base
             inside = (row >= 0) & (row < len(chunk))

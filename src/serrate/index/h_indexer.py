@@ -15,7 +15,7 @@ from ..nn.similarity import Sides
 from ..ops.threshold import quantise, r_for, sample_positions, scores_of, select_above
 from .base import Index
 from .best import Found
-from .corpus import Corpus, QueryFilter
+from .corpus import Corpus, Filter, QueryFilter
 from .sides import mean_component, require
 
 
@@ -57,10 +57,10 @@ class HIndexer(Index):
             raise InvalidArgument("k", f"at most {self.config.keep:,}, which stage one keeps", k)
         values, scales = quantise(stage_one(queries))
         wanted, slack = self._wanted()
-        rows = self._passed(corpus, (values, scales), closed.open, wanted, math.ceil(wanted * slack))
+        rows = self._passed(corpus, (values, scales), closed.shared, wanted, math.ceil(wanted * slack))
         best = self._rescored(corpus, queries, rows, k, closed)
         candidates = (rows >= 0).sum(1)
-        everything = candidates >= sum(int(part.sum()) for part in closed.open)
+        everything = candidates >= closed.shared.num_open
         gap = torch.where(everything, 0.0, float("inf")).to(best.scores.dtype)
         return Found(best.scores, best.ids, candidates, closed.num_open, gap)
 
@@ -69,12 +69,12 @@ class HIndexer(Index):
         deviation = 1 / math.sqrt(self.config.sample_rank)
         return math.ceil(self.config.keep * (1 + self.config.margin * deviation)), 1 + 6 * deviation
 
-    def _passed(self, corpus: Corpus, query: tuple[Tensor, Tensor], open_: list[Tensor], wanted: int,
+    def _passed(self, corpus: Corpus, query: tuple[Tensor, Tensor], shared: Filter, wanted: int,
                 capacity: int) -> Tensor:
         """Return the rows `(R, M)` of the corpus that pass stage one, -1 for none."""
-        threshold = self._threshold(corpus, query, torch.cat(open_), wanted)
+        threshold = self._threshold(corpus, query, shared, wanted)
         parts, base = [], 0
-        for segment, allowed in zip(corpus.segments, open_, strict=True):
+        for segment, allowed in zip(corpus.segments, shared.open, strict=True):
             items = segment.derived["values"], segment.derived["scales"]
             room = min(capacity, len(segment))
             while True:
@@ -87,15 +87,15 @@ class HIndexer(Index):
             base += len(segment)
         return torch.cat(parts, 1)
 
-    def _threshold(self, corpus: Corpus, query: tuple[Tensor, Tensor], open_: Tensor, wanted: int) -> Tensor:
+    def _threshold(self, corpus: Corpus, query: tuple[Tensor, Tensor], shared: Filter, wanted: int) -> Tensor:
         """Return the score `(R,)` that about `wanted` open items reach; `-inf` where all may pass."""
-        rows = open_.nonzero()[:, 0]
-        if len(rows) <= wanted:
+        if shared.num_open <= wanted:
             return torch.full_like(query[1], -float("inf"))
-        sample = min(len(rows), math.ceil(self.config.sample_rank * len(rows) / wanted))
-        rank = r_for(wanted, sample, len(rows))
-        drawn = corpus.derived_at(rows[sample_positions(len(rows), sample, seed=self.config.seed, device=rows.device)])
-        scores = scores_of(*query, drawn["values"], drawn["scales"], torch.arange(sample, device=rows.device))
+        sample = min(shared.num_open, math.ceil(self.config.sample_rank * shared.num_open / wanted))
+        rank = r_for(wanted, sample, shared.num_open)
+        places = sample_positions(shared.num_open, sample, seed=self.config.seed, device=corpus.device)
+        drawn = corpus.derived_at(shared.open_rows(places))
+        scores = scores_of(*query, drawn["values"], drawn["scales"], torch.arange(sample, device=corpus.device))
         return scores.topk(rank, dim=1, sorted=False).values.amin(1)
 
 

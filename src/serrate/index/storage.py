@@ -63,7 +63,8 @@ def write(path: Path, saved: Saved, replace: bool) -> None:
     with write_folder_aside(path, replace=replace) as partial:
         shards: list[dict[str, Any]] = []
         for segment in saved.corpus.segments:
-            for rows in segment.alive.nonzero()[:, 0].split(_rows_a_shard(segment)):
+            for rows in segment.kept(torch.arange(len(segment), device=segment.ids.device)).split(
+                    _rows_a_shard(segment)):
                 if not len(rows) and (shards or segment is not saved.corpus.segments[-1]):
                     continue  # of no items at all one empty shard tells what they look like
                 name = f"items-{len(shards):05d}.safetensors"
@@ -144,8 +145,7 @@ def _segment(path: Path, name: str, items: int, size: int, device: torch.device)
         raise damaged(path, f"{name}: {shorten(getattr(error, 'strerror', None) or error)}") from None
     if "ids" not in found or any(len(part) != items for part in found.values()):
         raise damaged(path, f"{name} does not hold {items:,} items")
-    ids = found["ids"]
-    return Segment(ids, _called(found, _SIDE), _called(found, _DERIVED), torch.ones_like(ids, dtype=torch.bool))
+    return Segment(found["ids"], _called(found, _SIDE), _called(found, _DERIVED))
 
 
 def _called(found: dict[str, Tensor], start: str) -> dict[str, Tensor]:
