@@ -78,6 +78,21 @@ def test_other_column_names(predictor, served, tmp_path):
         served(predictor, source)
 
 
+def test_users_are_known_by_the_user_column_and_not_by_a_row_number(acquainted, served, tmp_path):
+    rows = {7: [101, 102], 5: [103], 2: [101, 102]}
+
+    def scores(answers):
+        return [pytest.approx(answer.scores, abs=1e-5) for answer in answers]
+
+    known, unknown = (acquainted.recommend(rows.values(), users=users) for users in (rows, None))
+    assert [one == other for one, other in zip(known, unknown, strict=True)] == [False, True, False]
+    _, found = served(acquainted, write_lists(tmp_path / "lists.parquet", rows))
+    assert [row["scores"] for row in found] == scores(known)
+    pq.write_table(pa.table({"history": list(rows.values())}), tmp_path / "nobody.parquet")
+    _, found = served(acquainted, tmp_path / "nobody.parquet")  # its rows 0, 1, 2 are not the users 0, 1, 2
+    assert [row["scores"] for row in found] == scores(unknown)
+
+
 def test_without_a_user_column_the_row_number_counts(predictor, served, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_module, "_ROWS_AT_A_TIME", 2)
     pq.write_table(pa.table({"history": [[101], [102], [103]]}), tmp_path / "lists.parquet")

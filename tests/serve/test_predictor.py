@@ -44,6 +44,25 @@ def test_seen_items_come_back_when_asked_for(predictor):
     assert len(old) == 23
 
 
+def test_users_are_known_by_their_raw_ids(acquainted, predictor):
+    history = [[101, 102, 103]]
+
+    def best(**told):
+        return acquainted.recommend(history, k=30, **told)[0].ids
+
+    nobody = best()
+    assert best(users=[3]) == best(users=["3"]) == best(users=[None]) == nobody
+    assert best(users=[7]) == best(users=["7"]) == best(users=np.array([7]))
+    assert len({tuple(best(users=[user])) for user in (0, 1, 2, 7, 3)}) == 5
+    assert predictor.recommend(history, users=[7]) == predictor.recommend(history)  # reads none
+
+
+@pytest.mark.parametrize(("users", "got"), [([1, 2], "2"), ([], "0"), ("7", "'7'"), (7, "7")])
+def test_users_are_one_a_history(acquainted, users, got):
+    with pytest.raises(InvalidArgument, match=rf"users: expected .*, got {got}$"):
+        acquainted.recommend([[101]], users=users)
+
+
 def test_unknown_ids_are_reported_and_left_out(predictor):
     known, mixed = predictor.recommend([[101, 102], [7, 101, "x", 102, None, 1.5, 7]])
     assert known.unknown == []

@@ -360,3 +360,9 @@ def test_the_temperature_follows_the_similarity_unless_it_is_given(
     config = small(model={"similarity": similarity}, loss={"temperature": given, "kind": "full-softmax"})
 
     assert Trainer(config, histories, tmp_path / "run", World()).objective.losses.temperature == temperature
+
+
+def test_a_mixture_has_its_temperature_inside(histories, small, tmp_path):
+    config = small(model={"similarity": {"kind": "mol"}}, loss={"kind": "sampled-softmax"})
+
+    assert Trainer(config, histories, tmp_path / "run", World()).objective.losses.temperature == 1

@@ -48,6 +48,11 @@ def test_the_parts_and_their_start():
         ({"dropout": 1.0}, "config: 'dropout': expected less than 1, got 1.0"),
         ({"max_length": 0}, "config: 'max_length': expected greater than or equal to 1, got 0"),
         ({"similarity": "euclid"}, "config: 'similarity': expected 'dot' or 'cosine', got 'euclid'"),
+        ({"similarity": {"kind": "mlp"}}, "config: 'similarity.kind': expected 'mol', got 'mlp' (did you mean 'mol'?)"),
+        ({"similarity": {"kind": "mol", "item_component": 3}},
+         "config: unknown key 'similarity.item_component' (did you mean 'item_components'?)"),
+        ({"similarity": {"kind": "mol", "user_buckets": 3, "query_components": 1}},
+         "config: 'similarity': query_components must be 2 or more with user_buckets: one is the user's"),
     ],
 )
 def test_a_wrong_configuration_is_one_line(values, message):
