@@ -1,0 +1,23 @@
+"""Mixture of logits: a learned score of queries and items, of all pairs, of chosen pairs, and its best items."""
+
+from .. import select
+from . import cpu, reference, triton
+from .api import (
+    Call,
+    Filters,
+    Gate,
+    Problem,
+    mixture_of_logits,
+    mixture_of_logits_each,
+    mixture_of_logits_top_k,
+)
+
+for _name in ("mixture_of_logits", "mixture_of_logits_each", "mixture_of_logits_top_k"):
+    select.register(_name, [
+        select.Implementation("triton", getattr(triton, _name), triton.unusable),
+        select.Implementation("cpu", getattr(cpu, _name), cpu.unusable),
+        select.Implementation("reference", getattr(reference, _name), reference.unusable),
+    ])
+
+__all__ = ["Call", "Filters", "Gate", "Problem", "mixture_of_logits", "mixture_of_logits_each",
+           "mixture_of_logits_top_k"]

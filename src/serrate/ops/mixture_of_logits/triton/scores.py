@@ -1,0 +1,290 @@
+"""The kernels that score: a tile of items, one query after the other, all of a pair in registers.
+
+The components of an item lie one after the other, a row of P_X · d numbers, and a query is made a matrix that such rows
+are multiplied by: `(P_X · d, P)`, zero where a column's item component is another. So the product has the P logits of
+a pair beside each other, which is how the gate wants them, at the price of P_X times the products, of which there are
+few. What the temperature and the halves in `silu(x) = x/2 (1 + tanh(x/2))` do is done to the weights of the gate.
+"""
+
+# ruff: noqa: N803
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...attention.triton.tile import precision
+from ...direct import INTERPRETED
+from ..api import Gate, Problem
+
+_PROGRAMS = 1024  # enough to fill a device
+
+
+class Tiles(NamedTuple):
+    """How the work is cut.
+
+    Attributes:
+        items: of a program.
+        warps: of a program.
+        stages: how many queries are on their way to the chip.
+        depth: how much of a row of item components stays on chip; of a longer one the rest is read for each query.
+        hidden: hidden numbers at a time.
+        resident: how many of such parts of the gate's weights stay on chip; others are read for each query.
+    """
+
+    items: int
+    warps: int
+    stages: int
+    depth: int = 512
+    hidden: int = 64
+    resident: int = 2
+
+
+class Scorer(NamedTuple):
+    """What the kernels read, padded to the sizes of their tiles, so that no more than the items needs a mask.
+
+    Attributes:
+        items: `(V, P_X · d)`.
+        item_gates: `(V, P)`.
+        queries: `(R, BP, K)` matrices, transposed.
+        query_gates: `(R, BP)` float32, halved.
+        gate: its weights `(G, BP)` and `(BP, G)` in the dtype of the items, its biases in float32.
+        inverse: of the temperature.
+        tiles: how the work is cut.
+    """
+
+    items: Tensor
+    item_gates: Tensor
+    queries: Tensor
+    query_gates: Tensor
+    gate: Gate
+    inverse: float
+    tiles: Tiles
+
+    @classmethod
+    def of(cls, problem: Problem, tiles: Tiles | None = None) -> "Scorer":
+        """Prepare a problem; nothing of the size of the items is copied where they are contiguous."""
+        components, dtype = problem.query_components, problem.item_components.dtype
+        (rows, p_q, width), p_x = components.shape, problem.item_components.shape[1]
+        hidden, mixed = problem.gate.first_weight.shape
+        depth, columns = p_x * width, _power(mixed)
+        tiles = tiles or tiles_of(dtype, depth, columns)
+        queries = components.new_zeros((rows, columns, _padded(depth, tiles.depth)), dtype=dtype)
+        own = queries[:, :mixed, :depth].unflatten(1, (p_q, p_x)).unflatten(3, (p_x, width)).diagonal(dim1=2, dim2=3)
+        own.copy_(components[..., None])
+        first, first_bias, second, second_bias = problem.gate
+        hidden = _padded(hidden, tiles.hidden)
+        gate = Gate(_put(first, (hidden, columns), dtype, 0.5 / problem.temperature),
+                    _put(first_bias, (hidden,), torch.float32, 0.5),
+                    _put(second, (columns, hidden), dtype, 0.5),
+                    _put(second_bias, (columns,), torch.float32, 0.5))
+        return cls(problem.item_components.flatten(1).contiguous(), problem.item_gate.contiguous(), queries,
+                   _put(problem.query_gate, (rows, columns), torch.float32, 0.5), gate, 1 / problem.temperature,
+                   tiles)
+
+    def every(self, first: int, out: Tensor, allowed: Tensor | None = None, candidates: bool = False) -> None:
+        """Fill `out` `(R, C)` with the scores of all queries and the items from `first` on.
+
+        Of `candidates` a NaN is told as -inf, and so is an item that is not `allowed`, `(V,)` bool or bits in uint8,
+        for which `first` is to be a multiple of 8.
+        """
+        rows, count = out.shape
+        tiles = triton.cdiv(count, self.tiles.items)
+        several = triton.cdiv(rows, min(rows, triton.cdiv(_PROGRAMS, tiles)))
+        bits = allowed is not None and allowed.dtype == torch.uint8
+        if allowed is not None:
+            allowed = allowed[first // 8:] if bits else allowed[first:].view(torch.uint8)
+        _every[(tiles * triton.cdiv(rows, several),)](
+            self.items[first:], self.item_gates[first:], allowed, self.queries, self.query_gates, tuple(self.gate), out,
+            rows, count, out.stride(0), self.inverse, several, candidates, bits, **self._sizes())
+
+    def each(self, ids: Tensor, out: Tensor) -> None:
+        """Fill `out` `(R, K)` with the scores of each query and the items `ids` `(R, K)`, both contiguous."""
+        rows, count = ids.shape
+        _each[(rows * triton.cdiv(count, self.tiles.items),)](
+            self.items, self.item_gates, ids, self.queries, self.query_gates, tuple(self.gate), out, len(self.items),
+            count, self.inverse, **self._sizes())
+
+    def _sizes(self) -> dict:
+        depth, (columns, hidden) = self.items.shape[1], self.gate.second_weight.shape
+        half = self.items.dtype != torch.float32
+        return {"P": self.item_gates.shape[1], "BP": columns, "G": hidden, "BG": min(hidden, self.tiles.hidden),
+                "RESIDENT": self.tiles.resident, "K": depth, "BK": min(self.queries.shape[2], self.tiles.depth),
+                "BM": self.tiles.items, "STAGES": self.tiles.stages, "FAST": half and not INTERPRETED,
+                "PRECISION": precision(), "num_warps": self.tiles.warps,
+                "num_stages": 1}
+
+
+def tiles_of(dtype: torch.dtype, depth: int, columns: int) -> Tiles:
+    """Return how to cut the work for items of a dtype and so many numbers, and for so many pairs of components.
+
+    Products of float32 have no matrix unit and hold their operands in registers: they are summed over few at a time.
+    """
+    if dtype == torch.float32:
+        return Tiles(16, 4, 1, 16, 16, 0)
+    if columns <= 64:
+        whole = min(512, 16384 // columns)
+        return Tiles(64, 4, 2, whole if depth <= whole else 128)
+    return Tiles(4096 // columns, 4, 1, 8192 // columns, 8192 // columns, 1)
+
+
+def _power(size: int) -> int:
+    return max(16, triton.next_power_of_2(size))
+
+
+def _padded(size: int, most: int) -> int:
+    """Return a size that tiles of a power of two, at most `most`, cover."""
+    return _power(size) if size <= most else triton.cdiv(size, most) * most
+
+
+def _put(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
+    """Return `x · scale`, rounded once, in the corner of a tensor of zeros."""
+    found = x.new_zeros(shape, dtype=dtype)
+    found[tuple(slice(0, size) for size in x.shape)] = x.float() * scale
+    return found
+
+
+@triton.jit
+def _twice_silu_half(x, FAST: tl.constexpr):
+    """`silu(2 x)`: what twice silu of the half would be; in one instruction for half precision."""
+    if FAST:
+        tanh = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        return x + x * tanh
+    return 2 * x / (1 + tl.exp(-2 * x))
+
+
+@triton.jit
+def _load_weights(gate, begin, G: tl.constexpr, BG: tl.constexpr, BP: tl.constexpr):
+    """The weights of BG hidden numbers from `begin` on: (BP, BG), (BG, BP)."""
+    hidden, column = begin + tl.arange(0, BG), tl.arange(0, BP)
+    first = tl.load(gate[0] + hidden[:, None] * BP + column[None, :])
+    second = tl.load(gate[2] + column[:, None] * G + hidden[None, :])
+    return first.T, second.T
+
+
+@triton.jit
+def _load_resident(gate, G: tl.constexpr, BG: tl.constexpr, BP: tl.constexpr, RESIDENT: tl.constexpr):
+    """The weights of the first hidden numbers, in RESIDENT parts or as many as there are."""
+    parts = ()
+    for begin in tl.static_range(0, min(G, RESIDENT * BG), BG):
+        parts = parts + (_load_weights(gate, begin, G, BG, BP),)  # noqa: RUF005 - Triton has no stars
+    return parts
+
+
+@triton.jit
+def _through(logits, z, weights, bias, FAST: tl.constexpr, PRECISION: tl.constexpr):
+    """`z` (BM, BP) and what some hidden numbers add to it, whose `bias` is read here: registers are dear."""
+    hidden = tl.dot(logits, weights[0], input_precision=PRECISION) + tl.load(bias)[None, :]
+    return tl.dot(_twice_silu_half(hidden, FAST).to(logits.dtype), weights[1], z, input_precision=PRECISION)
+
+
+@triton.jit
+def _logits(items, rows, query, resident, K: tl.constexpr, BK: tl.constexpr, BP: tl.constexpr,
+            PRECISION: tl.constexpr):
+    """The logits (BM, BP) of a query, without temperature; the first BK numbers of the items are `resident`."""
+    column, depth = tl.arange(0, BP), tl.arange(0, BK)
+    padded: tl.constexpr = (K + BK - 1) // BK * BK
+    query += column[:, None] * padded + depth[None, :]
+    logits = tl.dot(resident, tl.load(query).T, input_precision=PRECISION)
+    for begin in tl.range(BK, K, BK, num_stages=1):
+        part = _load_items(items, rows, begin, K, BK)
+        logits = tl.dot(part, tl.load(query + begin).T, logits, input_precision=PRECISION)
+    return logits
+
+
+@triton.jit
+def _load_items(items, rows, begin, K: tl.constexpr, BK: tl.constexpr):
+    """Numbers `begin` … of item components (BM, BK), 0 past their end."""
+    depth = begin + tl.arange(0, BK)
+    at = items + rows[:, None] * K + depth[None, :]
+    if K % BK == 0:
+        return tl.load(at)
+    return tl.load(at, mask=depth[None, :] < K, other=0.0)
+
+
+@triton.jit
+def _load_gates(gates, rows, P: tl.constexpr, BP: tl.constexpr):
+    """The gates of items (BM, BP), 0 past their end."""
+    column = tl.arange(0, BP)
+    at = gates + rows[:, None] * P + column[None, :]
+    if P == BP:
+        return tl.load(at)
+    return tl.load(at, mask=column[None, :] < P, other=0.0)
+
+
+@triton.jit
+def _mixed(logits, z, resident, gate, inverse, P: tl.constexpr, BP: tl.constexpr, G: tl.constexpr, BG: tl.constexpr,
+           RESIDENT: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr):
+    """The scores (BM,) of logits without temperature and of `z`, half of what both sides give to the gate, (BM, BP)."""
+    given = logits.to(gate[0].dtype.element_ty)
+    bias = gate[1] + tl.arange(0, BG)
+    for part in tl.static_range(len(resident)):
+        z = _through(given, z, resident[part], bias + part * BG, FAST, PRECISION)
+    for begin in tl.range(RESIDENT * BG, G, BG, num_stages=1):
+        z = _through(given, z, _load_weights(gate, begin, G, BG, BP), bias + begin, FAST, PRECISION)
+    w = _twice_silu_half(z, FAST) * 1.4426950408889634  # to base 2
+    if P != BP:
+        w = tl.where(tl.arange(0, BP)[None, :] < P, w, float("-inf"))
+    weight = tl.exp2(w - tl.max(w, 1)[:, None])
+    return tl.sum(weight * logits, 1) / tl.sum(weight, 1) * inverse
+
+
+@triton.jit(do_not_specialize=["rows", "count", "several"])
+def _every(items, item_gates, allowed, queries, query_gates, gate, out, rows, count, out_stride, inverse, several,
+           CANDIDATES: tl.constexpr, BITS: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, G: tl.constexpr,
+           BG: tl.constexpr, RESIDENT: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
+           STAGES: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr):
+    """The scores of BM items and `several` queries; programs of the same items stand beside each other."""
+    groups = tl.cdiv(rows, several)
+    item = tl.program_id(0) // groups * BM + tl.arange(0, BM)
+    there = item < count
+    row = tl.minimum(item, count - 1).to(tl.int64)
+    begin = tl.program_id(0) % groups * several
+    end = tl.minimum(begin + several, rows)
+    column = tl.arange(0, BP)
+    if allowed is not None:
+        at = row // 8 if BITS else row
+        may = tl.load(allowed + at)
+        may = ((may >> (row % 8).to(tl.uint8)) & 1 if BITS else may) != 0
+        if tl.sum((may & there).to(tl.int32), 0) == 0:  # nothing is to be computed
+            for r in range(begin, end):
+                tl.store(out + tl.cast(r, tl.int64) * out_stride + item, float("-inf"), mask=there)
+            end = begin
+    resident = _load_items(items, row, 0, K, BK)
+    own = _load_gates(item_gates, row, P, BP).to(tl.float32)
+    weights = _load_resident(gate, G, BG, BP, RESIDENT)
+    bias = tl.load(gate[3] + column)
+    for r in tl.range(begin, end, num_stages=STAGES):
+        query = queries + tl.cast(r, tl.int64) * (BP * ((K + BK - 1) // BK * BK))
+        logits = _logits(items, row, query, resident, K, BK, BP, PRECISION)
+        z = own * tl.load(query_gates + r * BP + column)[None, :] + bias[None, :]
+        scores = _mixed(logits, z, weights, gate, inverse, P, BP, G, BG, RESIDENT, FAST, PRECISION)
+        if CANDIDATES:
+            scores = tl.where(scores == scores, scores, float("-inf"))
+        if allowed is not None:
+            scores = tl.where(may, scores, float("-inf"))
+        tl.store(out + tl.cast(r, tl.int64) * out_stride + item, scores, mask=there)
+
+
+@triton.jit(do_not_specialize=["total", "count"])
+def _each(items, item_gates, ids, queries, query_gates, gate, out, total, count, inverse, P: tl.constexpr,
+          BP: tl.constexpr, G: tl.constexpr, BG: tl.constexpr, RESIDENT: tl.constexpr, K: tl.constexpr,
+          BK: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr):
+    """The scores of BM candidates of one query; of those that are no items -inf."""
+    tiles = tl.cdiv(count, BM)
+    r = tl.cast(tl.program_id(0) // tiles, tl.int64)
+    place = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
+    there = place < count
+    found = tl.load(ids + r * count + place, mask=there, other=-1).to(tl.int64)
+    real = (found >= 0) & (found < total)
+    row = tl.where(real, found, 0)
+    column = tl.arange(0, BP)
+    query = queries + r * (BP * ((K + BK - 1) // BK * BK))
+    logits = _logits(items, row, query, _load_items(items, row, 0, K, BK), K, BK, BP, PRECISION)
+    own = _load_gates(item_gates, row, P, BP).to(tl.float32)
+    z = own * tl.load(query_gates + r * BP + column)[None, :] + tl.load(gate[3] + column)[None, :]
+    weights = _load_resident(gate, G, BG, BP, RESIDENT)
+    scores = _mixed(logits, z, weights, gate, inverse, P, BP, G, BG, RESIDENT, FAST, PRECISION)
+    tl.store(out + r * count + place, tl.where(real, scores, float("-inf")), mask=there)
