@@ -5,7 +5,7 @@
 `model`: requests a second and memory at half fill, in training (forward, backward, AdamW) and in inference: ours, and
 the model as one writes it over padded rows, eager, compiled, and with fused attention (FlashAttention where a mask lets
 it, else what torch chooses). `fill` and `length`: the same from 10 % to 100 % of 512 events, and at half fill from 128
-to 2,048. `candidates`: 1,000 candidates of one request, beside the same with the history copied for each. `parts`:
+to 1,024. `candidates`: 1,000 candidates of one request, beside the same with the history copied for each. `parts`:
 which share of a training step's time each kind of kernel takes. All under bfloat16 autocast. Outputs are compared
 first; rows go to `ranking-speed-<device>.json`, under `$OUT` if set.
 """
@@ -31,8 +31,9 @@ REQUESTS, SHOWN = 512, 100  # of a batch, and candidates of a request
 TABLES = {"item": 100_001, "category": 201, "advertiser": 5001, "slot": 11, "tags": 501, "segment": 17, "country": 17,
           "action": 4}
 TAGS = 4  # of an ad, at most
-FILLS, LENGTHS = (0.1, 0.3, 0.5, 0.7, 1.0), (128, 256, 512, 1024, 2048)
+FILLS, LENGTHS = (0.1, 0.3, 0.5, 1.0), (128, 256, 512, 1024)
 MANY = 1000  # candidates of one request
+COMPARED = ("serrate", "serrate, compiled", "padded", "padded, fused attention, compiled")  # along the curves
 TOLERANCE = 3e-2  # of outputs under bfloat16 autocast
 KINDS = {  # of kernels, by what their names have; the first that fits
     "attention": ("_forward", "_backward", "_keys", "_queries", "_plan", "_few", "fmha", "flash", "attention"),
@@ -40,6 +41,7 @@ KINDS = {  # of kernels, by what their names have; the first that fits
     "embeddings": ("embedding", "index", "gather", "scatter", "sort", "radix", "Unique"),
     "norms": ("layer_norm", "LayerNorm", "GammaBeta"),
     "pooling": ("_reduce", "_combine", "_spread"),
+    "fused by the compiler": ("triton_",),
     "optimiser": ("multi_tensor",),
 }
 
@@ -56,7 +58,7 @@ def config_of(longest: int) -> RankingConfig:
 def make(config: RankingConfig, requests: int, shown: int, fill: float, device: str) -> RankingBatch:
     """Return a batch of random requests whose histories fill so much of what padding them takes, the same each time.
 
-    Lengths are uniform around the mean, so that the longest is full wherever `fill` is half or more.
+    Lengths are `N u^(1 / fill - 1)` of uniform u, whose mean is `fill N`: some are nearly N, at half fill all equally.
     """
     drawn = torch.Generator().manual_seed(0)
 
@@ -64,11 +66,9 @@ def make(config: RankingConfig, requests: int, shown: int, fill: float, device: 
         return torch.randint(1, TABLES[table], (count,), generator=drawn)
 
     longest = config.histories[0].max_length
-    least, most = (1, 2 * fill) if fill <= 0.5 else (2 * fill - 1, 1)
-    shortest = max(1, round(least * longest)) if fill > 0.5 else 1
     histories = {}
     for history in config.histories:
-        lengths = torch.randint(shortest, round(most * longest) + 1, (requests,), generator=drawn)
+        lengths = (longest * torch.rand(requests, generator=drawn) ** (1 / fill - 1)).ceil().long()
         offsets = offsets_from_lengths(lengths)
         events = int(offsets[-1])
         ages = torch.randint(0, 10**7, (events,), generator=drawn)
@@ -127,6 +127,7 @@ def systems(model: RankingModel, batch: RankingBatch, device: str) -> dict[str, 
 
     plain = partial(ranking_models.PaddedRanker, model)
     return {"serrate": lambda: over(model, batch),
+            "serrate, compiled": lambda: over(torch.compile(model, dynamic=True), batch),
             "padded": lambda: over(plain(written), padded),
             "padded, compiled": lambda: over(torch.compile(plain(written), dynamic=False), padded),
             "padded, fused attention": lambda: over(plain(fused), padded),
@@ -188,7 +189,7 @@ def compare(workload: str, fill: float, longest: int, only: tuple[str, ...] = ()
     peers = systems(model, few, device)
     with torch.no_grad():
         expected = peers["padded"]()()
-        for name in ("serrate", "padded, fused attention"):
+        for name in ("serrate", "serrate, compiled", "padded, fused attention"):
             measure.require(f"{workload}, {name}", relative_error([peers[name]()()], [expected]),
                             TOLERANCE if device == "cuda" else 1e-4)
     batch = make(config, requests, shown, fill, device)
@@ -199,7 +200,7 @@ def compare(workload: str, fill: float, longest: int, only: tuple[str, ...] = ()
         if not only or name in only:
             torch.compiler.reset()
             found[name] = measure.taken(name, lambda prepare=prepare: taken(model, prepare(), batch, device),
-                                        name == "serrate")
+                                        name.startswith("serrate"))
     return rows_of("ranking model", workload, found, device)
 
 
@@ -217,7 +218,13 @@ def compare_candidates(device: str = "cuda", shown: int = MANY) -> Rows:
     def run(given: RankingBatch) -> Figures:
         with torch.no_grad(), autocast(device):
             each = milliseconds(lambda: model(given), device)
-        return {"inference_ms": each, "candidates_per_second": 1000 * shown / each}
+            figures = {"inference_ms": each, "candidates_per_second": 1000 * shown / each}
+            if device == "cuda":  # without what the host takes
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    model(given)
+                figures["graph_inference_ms"] = milliseconds(graph.replay)
+        return figures
 
     found = {"batch": {"events": sum(history.num_events for history in batch.histories.values())},
              "history shared": run(batch), "history copied": run(copied)}
@@ -247,7 +254,7 @@ def compare_parts(device: str = "cuda") -> Rows:
     config, model = made(512, device)
     batch = make(config, REQUESTS, SHOWN, 0.5, device)
     found = {}
-    for name in ("serrate", "padded"):
+    for name in ("serrate", "serrate, compiled", "padded", "padded, fused attention, compiled"):
         step = step_of(model, systems(model, batch, device)[name](), batch)
         step()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -263,10 +270,10 @@ def compare_parts(device: str = "cuda") -> Rows:
 
 PARTS: dict[str, list[Callable[[], Rows]]] = {
     "model": [partial(compare, "512 events, fill 50 %", 0.5, 512)],
-    "fill": [partial(compare, f"512 events, fill {fill:.0%}", fill, 512, only=("serrate", "padded, fused attention"))
+    "fill": [partial(compare, f"512 events, fill {fill:.0%}", fill, 512, only=COMPARED)
              for fill in FILLS if fill != 0.5],
-    "length": [partial(compare, f"{longest} events, fill 50 %", 0.5, longest,
-                       only=("serrate", "padded, fused attention")) for longest in LENGTHS if longest != 512],
+    "length": [partial(compare, f"{longest} events, fill 50 %", 0.5, longest, only=COMPARED)
+               for longest in LENGTHS if longest != 512],
     "candidates": [compare_candidates],
     "parts": [compare_parts],
 }

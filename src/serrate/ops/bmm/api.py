@@ -57,7 +57,7 @@ def jagged_dense_bmm(
     compute = select.choose("jagged_dense_bmm", Call(x.device, x.dtype), implementation).implementation.compute
     if x.dim() == 3:
         return compute(x, y, bias, offsets.contiguous())
-    return compute(x[:, None], y[:, None], None if bias is None else bias[:, None], offsets.contiguous())[:, 0]
+    return compute(x[:, None], y[:, None], None if bias is None else bias[:, None], offsets.contiguous()).squeeze(1)
 
 
 def jagged_jagged_bmm(
@@ -94,7 +94,7 @@ def jagged_jagged_bmm(
     compute = select.choose("jagged_jagged_bmm", Call(x.device, x.dtype), implementation).implementation.compute
     if x.dim() == 3:
         return compute(x, y, offsets.contiguous())
-    return compute(x[:, None], y[:, None], offsets.contiguous())[:, 0]
+    return compute(x[:, None], y[:, None], offsets.contiguous()).squeeze(1)
 
 
 def _check_events(name: str, x: Tensor) -> None:

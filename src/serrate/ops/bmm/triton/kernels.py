@@ -58,7 +58,7 @@ def sizes(shape: tuple[int, int, int], rows: int, dtype: torch.dtype, jagged: bo
         return Sizes(16, min(depth, 64), columns, 8, 2) if jagged else Sizes(events, 16, columns, 8, 2)
     most = 128 if dtype != torch.float32 else 64
     depth, columns = min(depth, most), min(columns, most)
-    return Sizes(events, depth, columns, 8 if depth * columns > 8192 else 4, 3)
+    return Sizes(events, depth, columns, 4, 3)
 
 
 def chunk_shift(tile: int, work: int) -> int:
@@ -179,9 +179,10 @@ def _jagged(x, y, out, sums, partial, offsets, source, events, rows, heads, slot
         if (first < end) | (first == own):  # an empty row has zeros
             count = tl.minimum(end - first, chunk).to(tl.int32)
             acc = tl.zeros([BD, BF], tl.float32)
-            total = tl.zeros([BT, BF], tl.float32)  # a sum for each event of a tile: added up once, at the end
             lost = acc
-            total_lost = total
+            if sums is not None:  # one for each event of a tile, added up at the end
+                total = tl.zeros([BT, BF], tl.float32)
+                total_lost = total
             events_at = x + first * x_strides[0]
             if source is not None:
                 events_at += (tl.load(source[1] + tl.load(source[0] + row)) - own) * x_strides[0]

@@ -24,12 +24,12 @@ def turns(events: int, rows: int, tile: int) -> int:
 
 @triton.jit
 def find_row(offsets, slot, rows, shift):
-    """Which row has a slot. Each step looks at 128 rows at once, so that 16,384 rows take two."""
-    probe = tl.arange(0, 128) + 1
+    """Which row has a slot. Each step looks at 1,024 rows at once, so that a million rows take two."""
+    probe = tl.arange(0, 1024) + 1
     row = slot * 0
     last = row + rows - 1
     while row < last:
-        step = tl.cdiv(last - row, 128)
+        step = tl.cdiv(last - row, 1024)
         at = row + probe * step
         there = at <= last
         before = (tl.load(offsets + at, mask=there, other=0) >> shift) + at <= slot
