@@ -1,5 +1,6 @@
 """What every kind of index keeps: the right answer where it promises one, filters, live changes, clear errors."""
 
+import importlib.util
 import threading
 
 import pytest
@@ -13,14 +14,16 @@ from serrate.nn.similarity import Similarity
 
 from .made import INF, dot, exact, jagged, mixture, slow_search, whole
 
-EVERYTHING = {"exact": {}, "component": {"each": 500}, "two-pass": {}, "h-indexer": {"keep": 500}}  # nothing left out
+HERE = [kind for kind in KINDS if kind != "faiss" or importlib.util.find_spec("faiss")]
+EVERYTHING = {"exact": {}, "component": {"each": 500}, "two-pass": {}, "h-indexer": {"keep": 500},
+              "faiss": {"factory": "Flat", "keep": 500}}  # nothing left out
 
 
 def answers(found):
     return found.scores.tolist(), found.ids.tolist()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HERE)
 @pytest.mark.parametrize("name", ["dot", "mixture"])
 @settings(max_examples=40)
 @given(data=st.data())
@@ -41,10 +44,10 @@ def test_equals_a_full_sort_with_ties_duplicates_and_filters(kind, name, data):
     assert answers(found) == slow_search(similarity.score(queries, items), ids, k, closed)
     assert found.open.tolist() == [len(set(ids) - row) for row in closed]
     assert found.certified.tolist() == [True] * rows
-    assert bool((found.share <= 1).all()) or kind == "h-indexer"  # which passes on what a query excludes
+    assert bool((found.share <= 1).all()) or kind in ("h-indexer", "faiss")  # which pass on what a query excludes
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HERE)
 @pytest.mark.parametrize("name", ["dot", "mixture"])
 def test_items_added_and_removed_are_as_if_built_so(kind, name):
     similarity, sides = exact(name)
@@ -67,10 +70,10 @@ def test_items_added_and_removed_are_as_if_built_so(kind, name):
     assert int(gone[0]) in index.search(queries, 70).ids[0].tolist(), "what was removed may come back"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HERE)
 def test_all_items_removed_or_excluded_leave_no_answer(kind):
     similarity, sides = exact("mixture")
-    index = KINDS[kind].build(similarity, sides(2, 5))
+    index = KINDS[kind].build(similarity, sides(2, 5), config=EVERYTHING[kind])
     nothing = ([[-INF] * 2], [[-1] * 2])
     assert answers(index.search(sides(1, 1), 2, exclude=jagged([[0, 1, 2, 3, 4, 4]]))) == nothing
     assert answers(index.search(sides(1, 1), 2, allow=torch.tensor([], dtype=torch.int64))) == nothing
@@ -91,7 +94,7 @@ def test_many_additions_leave_few_segments():
     assert index.ids.tolist() == list(range(200))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HERE)
 def test_a_search_sees_one_moment_while_items_come_and_go(kind):
     """Pairs of items with one score come and go together: an answer has both or neither."""
     similarity, _ = exact("dot")
@@ -134,7 +137,7 @@ def test_a_similarity_of_ones_own_is_searched_exactly():
     index = ExactIndex.build(Distance(), {"number": torch.tensor([5.0, 1.0, 3.0])}, torch.tensor([50, 10, 30]))
     found = index.search({"number": torch.tensor([2.9, 9.0])}, 2)
     assert found.ids.tolist() == [[30, 10], [50, 30]]
-    for kind in sorted(set(KINDS) - {"exact"}):
+    for kind in sorted(set(HERE) - {"exact"}):
         with pytest.raises(InvalidArgument, match=f"^items: expected a side called .*{kind}.*, got .* number"):
             KINDS[kind].build(Distance(), {"number": torch.ones(3)})
 
@@ -201,7 +204,7 @@ def test_an_unknown_setting_is_refused():
         build(config={"treshold": "kth"})
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HERE)
 def test_half_precision_sides_are_searched(kind):
     similarity, queries, items = mixture()
     half = {name: side.bfloat16() for name, side in items.items()}

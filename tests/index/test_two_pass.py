@@ -23,9 +23,9 @@ def test_equals_brute_force_for_gates_from_flat_to_sharp(threshold, seed, spread
         queries, items = similarity.queries(torch.randn(3, 8)), similarity.items(torch.randn(200, 8))
     expected = ExactIndex.build(similarity, items).search(queries, k)
     found = TwoPassIndex.build(similarity, items, config={"threshold": threshold}).search(queries, k)
-    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-4)
     scored = similarity.score_each(queries, {name: side[found.ids] for name, side in items.items()}).detach()
-    torch.testing.assert_close(found.scores, scored, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.scores, scored, rtol=1e-4, atol=1e-4)
     assert all(len(set(row)) == k for row in found.ids.tolist())
 
 

@@ -49,6 +49,7 @@ def build(
       component   the best `each` items of each component logit, and the best `mean` by their mean, are scored
       two-pass    exact; skips items whose component logits cannot reach the answer; threshold=kth or smallest
       h-indexer   about `keep` items that pass an INT8 product are scored; sample_rank, margin, seed
+      faiss       the `keep` neighbours that FAISS finds are scored; factory, probes, effort (extra `ann`)
 
     \b
     Examples:

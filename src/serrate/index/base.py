@@ -264,10 +264,13 @@ class Index:
         """
         best = Best(len(rows), k, rows.device)
         width = max(1, PAIRS_AT_A_TIME // max(1, len(rows)))
-        for start in range(0, rows.shape[1], width):
+        for start in range(0, rows.shape[1] if len(corpus) else 0, width):
             part = rows[:, start : start + width]
             ids, order = corpus.ids_at(part).sort(dim=1)
             part = part.gather(1, order)
-            scores = self.similarity.score_each(queries, corpus.sides_at(part))
+            if len(corpus.segments) == 1:
+                scores = self.similarity.score_rows(queries, corpus.segments[0].sides, part)
+            else:
+                scores = self.similarity.score_each(queries, corpus.sides_at(part))
             best.add(closed.close_rows(part, scores.float()), ids)
         return best

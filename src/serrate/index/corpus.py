@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 from ..jagged import JaggedTensor
+from ..jagged.tensor import offsets_from_lengths
 from ..nn.similarity import Sides
 
 _INFINITY = float("inf")
@@ -76,15 +77,20 @@ class Chunk:
 
 
 class Corpus:
-    """Segments end to end; row `r` of the corpus counts through them. Never changes: a change makes another one."""
+    """Segments end to end; row `r` of the corpus counts through them. Never changes: a change makes another one.
+
+    Attributes:
+        segments: at least one.
+        starts: the first row of each segment, and the number of all rows.
+    """
 
     def __init__(self, segments: Sequence[Segment]):
         self.segments = tuple(segments)
         sizes = [0, *(len(segment) for segment in self.segments)]
-        self._starts = torch.tensor(sizes).cumsum(0).tolist()
+        self.starts = torch.tensor(sizes).cumsum(0).tolist()
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return self.starts[-1]
 
     @property
     def device(self) -> torch.device:
@@ -96,9 +102,11 @@ class Corpus:
         """How many items have not been removed."""
         return sum(segment.num_alive for segment in self.segments)
 
-    def chunks(self, rows: int) -> Iterator[Chunk]:
-        """Yield all rows, at most `rows` at a time."""
-        for number, (segment, base) in enumerate(zip(self.segments, self._starts, strict=False)):
+    def chunks(self, rows: int, only: int | None = None) -> Iterator[Chunk]:
+        """Yield all rows, or those of one segment, at most `rows` at a time."""
+        for number, (segment, base) in enumerate(zip(self.segments, self.starts, strict=False)):
+            if only not in (None, number):
+                continue
             for start in range(0, len(segment), rows):
                 part = slice(start, start + rows)
                 yield Chunk(number, start, base + start, segment.ids[part], _at(segment.sides, part),
@@ -107,7 +115,7 @@ class Corpus:
     def find(self, ids: Tensor) -> Tensor:
         """Return the row of each id, int64 in their shape; -1 for one that is not here or was removed."""
         found = torch.full_like(ids, -1)
-        for segment, start in zip(self.segments, self._starts, strict=False):
+        for segment, start in zip(self.segments, self.starts, strict=False):
             rows = segment.find(ids)
             found = torch.where(rows >= 0, rows + start, found)
         return found
@@ -129,7 +137,7 @@ class Corpus:
     def at(self, parts: Sequence[Tensor | None], rows: Tensor, default: Any = 0) -> Tensor:
         """Return what `parts`, `(V, …)` of each segment, have at rows of the corpus; `default` where one is None."""
         filled = [(part, start, len(segment)) for part, start, segment in
-                  zip(parts, self._starts, self.segments, strict=False) if len(segment)]
+                  zip(parts, self.starts, self.segments, strict=False) if len(segment)]
         like = next((part for part in parts if part is not None), None)
         if len(filled) == 1 and filled[0][0] is not None:
             return filled[0][0][rows - filled[0][1]]
@@ -236,6 +244,7 @@ class QueryFilter:
 
     def __init__(self, corpus: Corpus, shared: Filter, exclude: JaggedTensor | None, queries: int):
         self.shared = shared
+        self._corpus = corpus
         self._total = len(corpus)
         self.num_open = torch.full((queries,), shared.num_open, device=corpus.device)
         self._keys = torch.empty(0, dtype=torch.int64, device=corpus.device)  # query · total + row, ascending
@@ -256,6 +265,16 @@ class QueryFilter:
             inside = (row >= 0) & (row < len(chunk))
             scores[query[inside], ..., row[inside]] = -_INFINITY
         return scores
+
+    def excluded(self, number: int) -> tuple[Tensor, Tensor] | None:
+        """Return offsets `(R + 1,)` and rows of segment `number`, both int64, that each query excludes; None: none."""
+        if not len(self._keys):
+            return None
+        start, stop = self._corpus.starts[number : number + 2]
+        query, row = self._keys // self._total, self._keys % self._total
+        inside = (row >= start) & (row < stop)
+        lengths = torch.bincount(query[inside], minlength=len(self.num_open))
+        return offsets_from_lengths(lengths), row[inside] - start
 
     def close_rows(self, rows: Tensor, scores: Tensor) -> Tensor:
         """Set `scores` `(R, C)` to `-inf` in place where `rows` is -1 or an item that the query excludes.

@@ -8,13 +8,15 @@ from torch import nn
 from ..errors import InvalidArgument, suggest
 from ..nn.similarity import Similarity
 from . import storage
+from .ann import FaissIndex
 from .base import Index
 from .brute import ExactIndex
 from .component import ComponentIndex
 from .h_indexer import HIndexer
 from .two_pass import TwoPassIndex
 
-KINDS: dict[str, type[Index]] = {kind.kind: kind for kind in (ExactIndex, ComponentIndex, TwoPassIndex, HIndexer)}
+KINDS: dict[str, type[Index]] = {
+    kind.kind: kind for kind in (ExactIndex, ComponentIndex, TwoPassIndex, HIndexer, FaissIndex)}
 
 
 def kind_named(name: str) -> type[Index]:

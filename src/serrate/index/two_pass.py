@@ -17,7 +17,7 @@ from .component import LOGITS_AT_A_TIME, best_of_components, distinct
 from .corpus import Corpus, QueryFilter
 from .sides import component_logits, components, require, temperature_of
 
-_ROUNDING = 1e-5  # of the largest logit of a pair: by so much a rounded mixture may lie above its largest component
+_ROUNDING = 1e-5  # of the largest logit of a pair: by so much a rounded mixture may lie above its largest logit
 
 
 class TwoPassConfig(Config):
@@ -64,7 +64,8 @@ class TwoPassIndex(Index):
     def _bound(self, queries: Sides, items: Sides, temperature: float) -> Tensor:
         """Return `(R, C)` what no score exceeds, its rounding included."""
         logits = component_logits(queries, items, temperature)
-        return logits.amax(1) + _ROUNDING * logits.abs().amax(1)
+        rounding = max(_ROUNDING, 2 * torch.finfo(next(iter(items.values())).dtype).eps)  # of what is kept in halves
+        return logits.amax(1) + rounding * logits.abs().amax(1)
 
     def _threshold(self, corpus: Corpus, queries: Sides, ids: Tensor, k: int, closed: QueryFilter) -> Tensor:
         """Return `(R,)` what the `k`-th best item is known to score at least; `-inf` where too few are known."""

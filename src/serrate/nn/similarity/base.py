@@ -1,5 +1,6 @@
 """What every similarity promises, so that losses, models and indexes work with any: two sides, and scores of pairs."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -45,6 +46,38 @@ class Similarity(nn.Module):
             return self.score_each(queries, {name: side.expand(rows, *side.shape) for name, side in part.items()})
 
         return by_chunks(of, items, max(1, _PAIRS // max(1, rows)))
+
+    def score_rows(self, queries: Sides, items: Sides, rows: Tensor) -> Tensor:
+        """Return `(R, K)` float32: each query with `K` of the items, `rows` `(R, K)` int64 of sides `(V, …)`.
+
+        `-inf` where a row is negative. Without gradients: of what is kept, to be searched.
+        """
+        scores = self.score_each(queries, take(items, rows.clamp(min=0)))
+        return scores.masked_fill(rows < 0, -math.inf)
+
+    def top_k(self, queries: Sides, items: Sides, k: int, *, exclude: tuple[Tensor, Tensor] | None = None,
+              allowed: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """Return the best `k` items of each query, scores and rows `(R, k)`; None: `score` is the way to find them.
+
+        For a similarity that finds them in one pass, without keeping the scores of all pairs, and without gradients.
+        Scores descending, equal ones by row ascending; `-inf` and -1 where there are fewer.
+
+        Args:
+            queries: sides `(R, …)`.
+            items: sides `(V, …)`.
+            k: how many; may exceed `V`.
+            exclude: offsets `(R + 1,)` and rows of items that each query must not get.
+            allowed: `(V,)` bool, items that any query may get; None: all.
+        """
+        return None
+
+    def score_at(self, queries: Sides, items: Sides, ids: Tensor) -> Tensor:
+        """Return `(R, K)`, as `score_each` with the items at `ids` `(R, K)` int64 of sides `(V, …)`.
+
+        An id below 0 stands for none and scores `-inf`.
+        """
+        scores = self.score_each(queries, take(items, ids.clamp(min=0)))
+        return scores.masked_fill(ids < 0, float("-inf"))
 
     def penalty(self, queries: Sides, items: Sides, *, users: Tensor | None = None,
                 weights: Tensor | None = None) -> Tensor:

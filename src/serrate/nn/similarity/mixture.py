@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import InvalidArgument
+from ...ops.mixture_of_logits import Gate, mixture_of_logits_each, mixture_of_logits_top_k
 from .base import Sides, Similarity, by_chunks, count
 
 _EPS = 1e-6  # of norms, of a gate that dropout emptied, of logarithms
 _SPREAD = 0.02  # standard deviation of new embeddings
-_CELLS = {"cpu": 2**20}  # numbers of the gate that a score holds at a time; elsewhere:
-_CELLS_ELSEWHERE = 2**28
 
 
 @dataclass(frozen=True)
@@ -131,20 +130,33 @@ class MixtureOfLogits(Similarity):
         return {"components": _normalised(components), "gate": self.item_gate(table)}
 
     def score(self, queries: Sides, items: Sides) -> Tensor:
-        """Return `(R, V)`, every query with every item, float32 (float64 of float64)."""
-        rows, device = count(queries), queries["gate"].device.type
-        cells = _CELLS.get(device, _CELLS_ELSEWHERE) // (self.options.logits + self.options.gate_hidden)
+        """Return `(R, V)`, every query with every item, float32 (float64 of float64).
 
-        def of(part: Sides) -> Tensor:
-            logits = self._logits(queries, part, "rnd,vmd->rvnm")
-            return _mixture(self._shares(logits, queries["gate"][:, None], part["gate"]), logits)
-
-        return by_chunks(of, items, max(1, cells // max(1, rows)))
+        Without gradients `ops.mixture_of_logits` does it, which makes no tensor of all logits.
+        """
+        if self._learns:
+            logits = self._logits(queries, items, "rnd,vmd->rvnm")
+            return self._mixture(logits, queries["gate"][:, None], items["gate"])
+        return mixture_of_logits(*_parts(queries, items), self.gate, temperature=self.options.temperature)
 
     def score_each(self, queries: Sides, items: Sides) -> Tensor:
         """Return `(R, K)`, each query with items of its own, sides `(R, K, …)`, float32 (float64 of float64)."""
-        logits = self._logits(queries, items, "rnd,rkmd->rknm")
-        return _mixture(self._shares(logits, queries["gate"][:, None], items["gate"]), logits)
+        if self._learns:
+            logits = self._logits(queries, items, "rnd,rkmd->rknm")
+            return self._mixture(logits, queries["gate"][:, None], items["gate"])
+        return mixture_of_logits_each(*_parts(queries, items), self.gate, temperature=self.options.temperature)
+
+    def score_at(self, queries: Sides, items: Sides, ids: Tensor) -> Tensor:
+        """Return `(R, K)`, each query with the items at `ids` `(R, K)`, `-inf` at an id below 0; see `Similarity`."""
+        if self._learns:
+            return super().score_at(queries, items, ids)
+        return mixture_of_logits_each(*_parts(queries, items), self.gate, temperature=self.options.temperature, ids=ids)
+
+    @property
+    def gate(self) -> Gate:
+        """The part of the gate that sees both sides, as `ops.mixture_of_logits` takes it."""
+        first, _, second = self.cross
+        return Gate(first.weight, first.bias, second.weight, second.bias)
 
     def penalty(self, queries: Sides, items: Sides, *, users: Tensor | None = None,
                 weights: Tensor | None = None) -> Tensor:
@@ -159,6 +171,11 @@ class MixtureOfLogits(Similarity):
         lengths = self.user(self._rows(users, users)).square().sum(-1)
         return total + self.options.user_penalty * _mean(lengths, weights)
 
+    @property
+    def _learns(self) -> bool:
+        """Whether scores are for training: with gradients, or with dropout."""
+        return self.training or torch.is_grad_enabled()
+
     def _rows(self, users: Tensor | None, like: Tensor) -> Tensor:
         """Return the row `(R,)` of the table of users of each key."""
         if users is None:
@@ -171,6 +188,10 @@ class MixtureOfLogits(Similarity):
         wide = torch.promote_types(torch.promote_types(f.dtype, g.dtype), torch.float32)
         with torch.autocast(f.device.type, enabled=False):
             return torch.einsum(product, f.to(wide), g.to(wide)).flatten(-2) / self.options.temperature
+
+    def _mixture(self, logits: Tensor, query_gate: Tensor, item_gate: Tensor) -> Tensor:
+        """Return the scores `(…)` of pairs by their logits `(…, P)`."""
+        return (self._shares(logits, query_gate, item_gate) * logits).sum(-1)
 
     def _shares(self, logits: Tensor, query_gate: Tensor, item_gate: Tensor) -> Tensor:
         """Return the weight `(…, P)` of each logit in the mixture; they add up to 1."""
@@ -208,8 +229,10 @@ def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
     return torch.tensordot(weights.to(values.dtype), values, 1) / weights.sum().clamp(min=_EPS)
 
 
-def _mixture(shares: Tensor, logits: Tensor) -> Tensor:
-    return (shares * logits).sum(-1)
+def _parts(queries: Sides, items: Sides) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return both sides as `ops.mixture_of_logits` takes them: those of items of one dtype."""
+    components = items["components"]
+    return queries["components"], queries["gate"], components, items["gate"].to(components.dtype)
 
 
 def _normalised(components: Tensor) -> Tensor:
