@@ -93,16 +93,16 @@ def test_named_cases_equal_the_oracle(name, case, device):
 @pytest.mark.parametrize("scale", [1.0, 3e-7, 1e-30, 1e12], ids=str)
 def test_a_threshold_that_is_a_score_selects_that_item_and_the_next_float_does_not(name, device, scale):
     """The comparison is that of the rounded score, in whatever order an implementation rearranges it."""
-    case = Case("", 400, 6, 24)
+    case = Case("", 100, 4, 24)
     usable(name, case, device)
     queries, query_scales, items, item_scales, _, _ = case.problem(device)
     query_scales = query_scales * scale
-    item = torch.arange(6, device=device) * 50 + 7
+    item = torch.arange(4, device=device) * 25 + 7
     products = (queries.double() * items[item].double()).sum(1).float()
     scores = products * item_scales[item] * query_scales
     for threshold, reached in ((scores, True), (torch.nextafter(scores, scores.new_tensor(math.inf)), False)):
-        ids, _ = select_above(queries, query_scales, items, item_scales, threshold, capacity=400, implementation=name)
-        assert (ids == item[:, None]).any(1).tolist() == [reached] * 6
+        ids, _ = select_above(queries, query_scales, items, item_scales, threshold, capacity=100, implementation=name)
+        assert (ids == item[:, None]).any(1).tolist() == [reached] * 4
 
 
 @every_device

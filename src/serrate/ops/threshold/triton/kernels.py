@@ -16,7 +16,7 @@ from ..api import Problem
 
 BITS = 32
 _QUERIES = 128  # of a tile at most: more, and the items are read again
-_WORDS_TO_PLACE = 1024  # of a program that turns bits into ids
+_GROUP = 128  # parts of a program that turns bits into ids
 
 
 def launch(problem: Problem, ids: Tensor) -> Tensor:
@@ -25,17 +25,17 @@ def launch(problem: Problem, ids: Tensor) -> Tensor:
     rows, width = queries.shape
     tile, words, settings = _tiles(rows, width)
     blocks = triton.cdiv(len(items), words * BITS)
-    bits = torch.empty(rows, blocks * words, dtype=torch.int32, device=items.device)
-    counts = torch.empty(rows, blocks, dtype=torch.int32, device=items.device)
+    parts = blocks * words // BITS
+    groups = triton.cdiv(parts, _GROUP)
+    bits = torch.empty(rows, parts * BITS, dtype=torch.int32, device=items.device)
+    used, counts = torch.zeros(2, rows, groups * _GROUP, dtype=torch.int32, device=items.device)
     least = torch.empty_like(problem.threshold)
     _least[(triton.cdiv(rows, _QUERIES),)](problem.threshold, problem.query_scales, least, rows, _QUERIES)
     _scan[(blocks * triton.cdiv(rows, tile),)](
-        queries, least, items, problem.item_scales, problem.allowed, bits, counts, rows, len(items), blocks, width,
-        triton.next_power_of_2(max(width, 32)), tile, words, **settings)
-    ends = counts.cumsum(1)
-    to_place = min(_WORDS_TO_PLACE, triton.next_power_of_2(blocks * words))
-    groups = triton.cdiv(blocks * words, to_place)
-    _place[(groups * rows,)](bits, ends, ids, blocks, ids.shape[1], groups, words, to_place, num_warps=4)
+        queries, least, items, problem.item_scales, problem.allowed, bits, used, counts, rows, len(items), parts,
+        used.stride(0), width, triton.next_power_of_2(max(width, 32)), tile, words, **settings)
+    ends = counts.view(rows, groups, _GROUP).sum(2).cumsum(1)
+    _place[(groups * rows,)](bits, used, counts, ends, ids, parts, ids.shape[1], groups, _GROUP, num_warps=4)
     return ends[:, -1]
 
 
@@ -44,7 +44,8 @@ def _tiles(rows: int, width: int) -> tuple[int, int, dict[str, int]]:
     tile = min(max(triton.next_power_of_2(rows), 16), _QUERIES)
     words = 128 if tile <= 32 and width <= 128 else 64
     stages = 5 if width <= 64 else 3 if width <= 256 else 2
-    return tile, words, {"num_warps": 4, "num_stages": stages}
+    # a product and a difference must not become one instruction, which rounds once where all others round twice
+    return tile, words, {"num_warps": 4, "num_stages": stages, "enable_fp_fusion": False}
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -69,47 +70,63 @@ def _least(threshold_source, scale_source, least, rows, BR: tl.constexpr):
 
 @triton.jit
 def _at(place):
-    """The float32 at a place in the order of all: 0 at 0, the least positive number at 1, as much below."""
+    """The float32 at a place in the order of all: the least positive number at 1, as much below.
+
+    At 0 it is -0, since no zero less -0 has a sign.
+    """
     magnitude = tl.abs(place).to(tl.int32).to(tl.float32, bitcast=True)
-    return tl.where(place < 0, -magnitude, magnitude)
+    return tl.where(place <= 0, -magnitude, magnitude)
 
 
-@triton.jit(do_not_specialize=["rows", "num_items", "blocks"])
-def _scan(queries, least_source, items, scale_source, allowed, bits, counts, rows, num_items, blocks, D: tl.constexpr,
-          BD: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr):
-    """The words `(R, blocks · BW)` of one block of items, and how many bits of them are set, for BR queries."""
+@triton.jit(do_not_specialize=["rows", "num_items", "parts", "stride"])
+def _scan(queries, least_source, items, scale_source, allowed, bits, used, counts, rows, num_items, parts, stride,
+          D: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr):
+    """The words of one block of items for BR queries; of 32 words each, which are not 0 and how many bits are set.
+
+    Bits of what is missed are collected: the sign of a difference is shifted in by one instruction.
+    """
     tiles = tl.cdiv(rows, BR)
     block = tl.cast(tl.program_id(0) // tiles, tl.int64)
     row = (tl.program_id(0) % tiles) * BR + tl.arange(0, BR)
     column = tl.arange(0, BD)
-    word = block * BW + tl.arange(0, BW)
-    first = word * 32
     query = tl.load(queries + row[None, :] * D + column[:, None], other=0,
                     mask=(row < rows)[None, :] & (column < D)[:, None])
     least = tl.load(least_source + row, mask=row < rows, other=float("inf"))
-    source = items + first[:, None] * D + column[None, :]
-    found = tl.zeros((BW, BR), tl.int32)
-    one = tl.full((), 1, tl.int32)
-    scale = tl.load(scale_source + first, mask=first < num_items, other=float("nan"))
-    for bit in range(32):
-        there = first + bit < num_items
-        after = first + bit + 1  # scales come a step ahead: a step is short beside the way to memory
-        coming = tl.load(scale_source + after, mask=after < num_items, other=float("nan"))  # that reaches nothing
+    # within a block all is told in int32
+    here = tl.minimum(num_items - block * (BW * 32), BW * 32).to(tl.int32)
+    items += block * (BW * 32 * D)
+    scale_source += block * (BW * 32)
+    first = tl.arange(0, BW) * 32
+    missed = tl.zeros((BW, BR), tl.uint32)
+    valid = tl.zeros((BW,), tl.uint32)
+    scale = tl.load(scale_source + first + 31, mask=first + 31 < here, other=float("nan"))
+    for step in range(32):
+        at = first + (31 - step)
+        before = first + ((30 - step) & 31)  # scales come a step ahead: a step is short beside the way to memory
+        coming = tl.load(scale_source + before, mask=before < here, other=float("nan"))
+        source = items + (at[:, None] * D + column[None, :])
         if D == BD:
-            item = tl.load(source + bit * D, mask=there[:, None], other=0)
+            item = tl.load(source, mask=(at < here)[:, None], other=0)
         else:
-            item = tl.load(source + bit * D, mask=there[:, None] & (column < D)[None, :], other=0)
+            item = tl.load(source, mask=(at < here)[:, None] & (column < D)[None, :], other=0)
         score = tl.dot(item, query, out_dtype=tl.int32).to(tl.float32) * scale[:, None]
-        found = tl.where(score >= least[None, :], found | (one << bit), found)
+        missed = (missed << 1) | ((score - least[None, :]).to(tl.uint32, bitcast=True) >> 31)
+        valid = (valid << 1) | (scale == scale).to(tl.uint32)
         scale = coming
     if allowed is not None:
-        may = first[:, None] + tl.arange(0, 32)[None, :]
-        may = tl.load(allowed + may, mask=may < num_items, other=0).to(tl.int32) << tl.arange(0, 32)[None, :]
-        found &= tl.sum(may, 1)[:, None]
-    row = row[None, :]
-    tl.store(bits + tl.cast(row, tl.int64) * (blocks * BW) + word[:, None], found, mask=row < rows)
-    count = tl.sum(_ones(found.to(tl.uint32, bitcast=True)), 0)[None, :]
-    tl.store(counts + tl.cast(row, tl.int64) * blocks + block, count, mask=row < rows)
+        at = first[:, None] + tl.arange(0, 32)[None, :]
+        may = tl.load(allowed + block * (BW * 32) + at, mask=at < here, other=0)
+        valid &= tl.sum(may.to(tl.uint32) << tl.arange(0, 32)[None, :].to(tl.uint32), 1)
+    found = ~missed & valid[:, None]
+    target = tl.cast(row[None, :], tl.int64)
+    word = block * BW + tl.arange(0, BW)[:, None]
+    tl.store(bits + target * (parts * 32) + word, found.to(tl.int32, bitcast=True), mask=row[None, :] < rows)
+    part = block * (BW // 32) + tl.arange(0, BW // 32)[:, None]
+    found = tl.reshape(found, (BW // 32, 32, BR))
+    place = tl.arange(0, 32)[None, :, None].to(tl.uint32)
+    some = tl.sum((found != 0).to(tl.uint32) << place, 1)
+    tl.store(used + target * stride + part, some.to(tl.int32, bitcast=True), mask=row[None, :] < rows)
+    tl.store(counts + target * stride + part, tl.sum(_ones(found), 1), mask=row[None, :] < rows)
 
 
 @triton.jit
@@ -121,22 +138,26 @@ def _ones(x):
     return ((x * 0x01010101) >> 24).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["blocks", "capacity", "groups"])
-def _place(bits, ends, ids, blocks, capacity, groups, BW: tl.constexpr, BP: tl.constexpr):
-    """The ids of BP words of one query: where they begin follows from the running sum of counts `(R, blocks)`."""
+@triton.jit(do_not_specialize=["parts", "capacity", "groups"])
+def _place(bits, used, counts, ends, ids, parts, capacity, groups, BG: tl.constexpr):
+    """The ids of BG parts, 32 words each, of one query: where they begin follows from the running sum of counts."""
     row = tl.cast(tl.program_id(0) // groups, tl.int64)
     group = tl.program_id(0) % groups
-    block = group * (BP // BW)
-    before = tl.load(ends + row * blocks + block - 1, mask=block > 0, other=0)
-    after = tl.load(ends + row * blocks + tl.minimum(block + BP // BW, blocks) - 1)
-    if (after > before) & (before < capacity):
-        word = group * BP + tl.arange(0, BP)
-        left = tl.load(bits + row * (blocks * BW) + word, mask=word < blocks * BW, other=0).to(tl.uint32, bitcast=True)
-        count = _ones(left)
-        place = before + tl.cumsum(count, 0) - count
-        while tl.max(left, 0) > 0:
-            lowest = left & (0 - left)
-            item = tl.cast(word, tl.int64) * 32 + _ones(lowest - 1)
-            tl.store(ids + row * capacity + place, item, mask=(left > 0) & (place < capacity))
-            place += 1
-            left ^= lowest
+    begin = tl.load(ends + row * groups + group - 1, mask=group > 0, other=0)
+    if (tl.load(ends + row * groups + group) > begin) & (begin < capacity):
+        part = group * BG + tl.arange(0, BG)
+        source = row * groups * BG + part
+        count = tl.load(counts + source)
+        place = begin + tl.cumsum(count, 0) - count
+        words = tl.load(used + source).to(tl.uint32, bitcast=True)
+        while tl.max(words, 0) > 0:
+            lowest = words & (0 - words)
+            word = tl.cast(part, tl.int64) * 32 + _ones(lowest - 1)
+            left = tl.load(bits + row * (parts * 32) + word, mask=words > 0, other=0).to(tl.uint32, bitcast=True)
+            while tl.max(left, 0) > 0:
+                low = left & (0 - left)
+                tl.store(ids + row * capacity + place, word * 32 + _ones(low - 1),
+                         mask=(left > 0) & (place < capacity))
+                place += (left > 0).to(tl.int32)
+                left ^= low
+            words ^= lowest
