@@ -32,6 +32,15 @@ def test_all_pairs_are_scored_by_what_scores_each(monkeypatch, items, rows, pair
     torch.testing.assert_close(scores, -torch.cdist(x, table, compute_mode="donot_use_mm_for_euclid_dist"))
 
 
+def test_items_of_each_are_told_by_rows_and_none_by_a_negative_one():
+    x, table = torch.randn(2, 4), torch.randn(5, 4)
+    distance = Distance()
+    rows = torch.tensor([[4, 0, -1], [2, -7, 2]])
+    expected = distance.score(distance.queries(x), distance.items(table)).gather(1, rows.clamp(min=0))
+    expected[rows < 0] = -torch.inf
+    torch.testing.assert_close(distance.score_rows(distance.queries(x), distance.items(table), rows), expected)
+
+
 def test_chunks_are_no_larger_than_told():
     seen = []
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from serrate.errors import InvalidArgument
 from serrate.nn import MixtureOfLogits, MixtureOptions
-from serrate.nn.similarity import balance, mixture, take
+from serrate.nn.similarity import balance, take
 
 WIDTH = 6
 SMALL = MixtureOptions(query_components=3, item_components=2, component_width=4, gate_hidden=5, query_hidden=7,
@@ -92,19 +92,37 @@ def test_the_equations_of_the_paper(options):
     torch.testing.assert_close(similarity.score(queries, items), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("cells", [1, 150, 2**20])
-def test_kept_sides_taken_by_ids_score_each_as_all_together(monkeypatch, cells):
-    monkeypatch.setitem(mixture._CELLS, "cpu", cells)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_kept_sides_taken_by_ids_score_each_as_all_together(gradients):
+    similarity = made(OF_USERS)
+    x, table = given_()
+    ids = torch.tensor([[0, 8, 8], [1, 2, 3], [4, 4, 4], [7, 0, 6], [5, 3, 1]])
+    with torch.set_grad_enabled(gradients):  # without, an operator scores
+        queries, items = similarity.queries(x, torch.arange(5)), similarity.items(table)
+        scores = similarity.score(queries, items)
+        torch.testing.assert_close(similarity.score_each(queries, take(items, ids)), scores.gather(1, ids))
+        alone = torch.cat([similarity.score(queries, similarity.items(one)) for one in table.split(1)], 1)
+        torch.testing.assert_close(scores, alone)
+    assert scores.requires_grad is gradients
+
+
+def test_scores_are_the_same_with_and_without_gradients():
     similarity = made(OF_USERS)
     x, table = given_()
     queries, items = similarity.queries(x, torch.arange(5)), similarity.items(table)
-    ids = torch.tensor([[0, 8, 8], [1, 2, 3], [4, 4, 4], [7, 0, 6], [5, 3, 1]])
     with torch.no_grad():
-        scores = similarity.score(queries, items)
-        torch.testing.assert_close(similarity.score_each(queries, take(items, ids)), scores.gather(1, ids))
-    alone = torch.cat([similarity.score(similarity.queries(x, torch.arange(5)), similarity.items(one))
-                       for one in table.split(1)], 1)
-    torch.testing.assert_close(scores, alone)
+        served = similarity.score(queries, items)
+    torch.testing.assert_close(served, similarity.score(queries, items).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_works_without_gradients_too():
+    similarity = made(replace(SMALL, gate_dropout=0.5))
+    x, table = given_()
+    queries, items = similarity.queries(x), similarity.items(table)
+    with torch.no_grad():
+        assert torch.equal(similarity.score(queries, items), similarity.score(queries, items))
+        similarity.train()
+        assert not torch.equal(similarity.score(queries, items), similarity.score(queries, items))
 
 
 @pytest.mark.parametrize(("rows", "items"), [(0, 3), (3, 0), (0, 0)])
@@ -288,12 +306,16 @@ def test_gradients_reach_every_weight():
 def test_scores_of_low_precision_are_near_and_float32():
     similarity = made().float()
     x, table = (part.float() for part in given_())
-    exact = similarity.score(similarity.queries(x), similarity.items(table))
+    exact = similarity.score(similarity.queries(x), similarity.items(table)).detach()
     with torch.autocast("cpu", torch.bfloat16):
-        low = similarity.score(similarity.queries(x), similarity.items(table))
-    kept = {name: side.bfloat16().float() for name, side in similarity.items(table).items()}
-    stored = similarity.score(similarity.queries(x), kept)
-    assert exact.dtype == low.dtype == torch.float32
+        low = similarity.score(similarity.queries(x), similarity.items(table)).detach()
+        with torch.no_grad():
+            served = similarity.score(similarity.queries(x), similarity.items(table))
+    with torch.no_grad():
+        kept = {name: side.bfloat16() for name, side in similarity.items(table).items()}
+        stored = similarity.score(similarity.queries(x), kept)
+    assert exact.dtype == low.dtype == served.dtype == stored.dtype == torch.float32
+    torch.testing.assert_close(served, exact, rtol=0.1, atol=0.1)
     torch.testing.assert_close(low, exact, rtol=0.1, atol=0.1)
     torch.testing.assert_close(stored, exact, rtol=0.05, atol=0.05)
 

@@ -71,14 +71,6 @@ class Similarity(nn.Module):
         """
         return None
 
-    def score_at(self, queries: Sides, items: Sides, ids: Tensor) -> Tensor:
-        """Return `(R, K)`, as `score_each` with the items at `ids` `(R, K)` int64 of sides `(V, …)`.
-
-        An id below 0 stands for none and scores `-inf`.
-        """
-        scores = self.score_each(queries, take(items, ids.clamp(min=0)))
-        return scores.masked_fill(ids < 0, float("-inf"))
-
     def penalty(self, queries: Sides, items: Sides, *, users: Tensor | None = None,
                 weights: Tensor | None = None) -> Tensor:
         """Return what training adds to the mean loss of an event, a scalar; 0 unless a similarity says otherwise.

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import InvalidArgument
-from ...ops.mixture_of_logits import Gate, mixture_of_logits_each, mixture_of_logits_top_k
-from .base import Sides, Similarity, by_chunks, count
+from ...ops.mixture_of_logits import Gate, mixture_of_logits, mixture_of_logits_each, mixture_of_logits_top_k
+from .base import Sides, Similarity
 
 _EPS = 1e-6  # of norms, of a gate that dropout emptied, of logarithms
 _SPREAD = 0.02  # standard deviation of new embeddings
@@ -137,26 +137,26 @@ class MixtureOfLogits(Similarity):
         if self._learns:
             logits = self._logits(queries, items, "rnd,vmd->rvnm")
             return self._mixture(logits, queries["gate"][:, None], items["gate"])
-        return mixture_of_logits(*_parts(queries, items), self.gate, temperature=self.options.temperature)
+        return mixture_of_logits(*self._operands(queries, items), temperature=self.options.temperature)
 
     def score_each(self, queries: Sides, items: Sides) -> Tensor:
         """Return `(R, K)`, each query with items of its own, sides `(R, K, …)`, float32 (float64 of float64)."""
         if self._learns:
             logits = self._logits(queries, items, "rnd,rkmd->rknm")
             return self._mixture(logits, queries["gate"][:, None], items["gate"])
-        return mixture_of_logits_each(*_parts(queries, items), self.gate, temperature=self.options.temperature)
+        return mixture_of_logits_each(*self._operands(queries, items), temperature=self.options.temperature)
 
-    def score_at(self, queries: Sides, items: Sides, ids: Tensor) -> Tensor:
-        """Return `(R, K)`, each query with the items at `ids` `(R, K)`, `-inf` at an id below 0; see `Similarity`."""
-        if self._learns:
-            return super().score_at(queries, items, ids)
-        return mixture_of_logits_each(*_parts(queries, items), self.gate, temperature=self.options.temperature, ids=ids)
+    @torch.no_grad()
+    def score_rows(self, queries: Sides, items: Sides, rows: Tensor) -> Tensor:
+        """Return `(R, K)`, each query with items at `rows` `(R, K)`, where they lie; see `Similarity.score_rows`."""
+        return mixture_of_logits_each(*self._operands(queries, items), temperature=self.options.temperature, ids=rows)
 
-    @property
-    def gate(self) -> Gate:
-        """The part of the gate that sees both sides, as `ops.mixture_of_logits` takes it."""
-        first, _, second = self.cross
-        return Gate(first.weight, first.bias, second.weight, second.bias)
+    @torch.no_grad()
+    def top_k(self, queries: Sides, items: Sides, k: int, *, exclude: tuple[Tensor, Tensor] | None = None,
+              allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return scores and rows `(R, k)` of the best, in one pass over the items; see `Similarity.top_k`."""
+        return mixture_of_logits_top_k(*self._operands(queries, items), k, temperature=self.options.temperature,
+                                       exclude=exclude, allowed=allowed)
 
     def penalty(self, queries: Sides, items: Sides, *, users: Tensor | None = None,
                 weights: Tensor | None = None) -> Tensor:
@@ -170,6 +170,14 @@ class MixtureOfLogits(Similarity):
             return total
         lengths = self.user(self._rows(users, users)).square().sum(-1)
         return total + self.options.user_penalty * _mean(lengths, weights)
+
+    def _operands(self, queries: Sides, items: Sides) -> tuple[Tensor, Tensor, Tensor, Tensor, Gate]:
+        """Return both sides and the gate as `ops.mixture_of_logits` takes them: sides of items are of one dtype."""
+        components, (first, _, second) = items["components"], self.cross
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
+        gate = Gate(first.weight, first.bias, second.weight, second.bias)
+        return queries["components"], queries["gate"], components, items["gate"].to(components.dtype), gate
 
     @property
     def _learns(self) -> bool:
@@ -227,12 +235,6 @@ def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         return values.sum(0) / max(1, values.shape[0])
     return torch.tensordot(weights.to(values.dtype), values, 1) / weights.sum().clamp(min=_EPS)
-
-
-def _parts(queries: Sides, items: Sides) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return both sides as `ops.mixture_of_logits` takes them: those of items of one dtype."""
-    components = items["components"]
-    return queries["components"], queries["gate"], components, items["gate"].to(components.dtype)
 
 
 def _normalised(components: Tensor) -> Tensor:
