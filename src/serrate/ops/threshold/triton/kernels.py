@@ -43,7 +43,7 @@ def _tiles(rows: int, width: int) -> tuple[int, int, dict[str, int]]:
     """Return the queries of a tile, its words, and warps and stages of a program."""
     tile = min(max(triton.next_power_of_2(rows), 16), _QUERIES)
     words = 128 if tile <= 32 and width <= 128 else 64
-    stages = 5 if width <= 64 else 3 if width <= 256 else 2
+    stages = 3 if width <= 128 else 2
     # a product and a difference must not become one instruction, which rounds once where all others round twice
     return tile, words, {"num_warps": 4, "num_stages": stages, "enable_fp_fusion": False}
 
@@ -96,25 +96,26 @@ def _scan(queries, least_source, items, scale_source, allowed, bits, used, count
     here = tl.minimum(num_items - block * (BW * 32), BW * 32).to(tl.int32)
     items += block * (BW * 32 * D)
     scale_source += block * (BW * 32)
-    first = tl.arange(0, BW) * 32
+    first = tl.arange(0, BW)[:, None] * 32
+    four = tl.arange(0, 4)[None, :]
     missed = tl.zeros((BW, BR), tl.uint32)
     valid = tl.zeros((BW,), tl.uint32)
-    scale = tl.load(scale_source + first + 31, mask=first + 31 < here, other=float("nan"))
-    for step in range(32):
-        at = first + (31 - step)
-        before = first + ((30 - step) & 31)  # scales come a step ahead: a step is short beside the way to memory
-        coming = tl.load(scale_source + before, mask=before < here, other=float("nan"))
-        source = items + (at[:, None] * D + column[None, :])
-        if D == BD:
-            item = tl.load(source, mask=(at < here)[:, None], other=0)
-        else:
-            item = tl.load(source, mask=(at < here)[:, None] & (column < D)[None, :], other=0)
-        score = tl.dot(item, query, out_dtype=tl.int32).to(tl.float32) * scale[:, None]
-        missed = (missed << 1) | ((score - least[None, :]).to(tl.uint32, bitcast=True) >> 31)
-        valid = (valid << 1) | (scale == scale).to(tl.uint32)
+    scale = tl.load(scale_source + first + 28 + four, mask=first + 28 + four < here, other=float("nan"))
+    for step in range(8):
+        at = first + (28 - 4 * step)
+        after = first + ((24 - 4 * step) & 31) + four  # scales come a step ahead
+        coming = tl.load(scale_source + after, mask=after < here, other=float("nan"))
+        valid = (valid << 4) | tl.sum((scale == scale).to(tl.uint32) << four.to(tl.uint32), 1)
+        even, odd = tl.split(tl.reshape(scale, (BW, 2, 2)))
+        scale_0, scale_2 = tl.split(even)
+        scale_1, scale_3 = tl.split(odd)
+        missed = _shifted(missed, items, at + 3, here, scale_3, query, least, D, BD)
+        missed = _shifted(missed, items, at + 2, here, scale_2, query, least, D, BD)
+        missed = _shifted(missed, items, at + 1, here, scale_1, query, least, D, BD)
+        missed = _shifted(missed, items, at, here, scale_0, query, least, D, BD)
         scale = coming
     if allowed is not None:
-        at = first[:, None] + tl.arange(0, 32)[None, :]
+        at = first + tl.arange(0, 32)[None, :]
         may = tl.load(allowed + block * (BW * 32) + at, mask=at < here, other=0)
         valid &= tl.sum(may.to(tl.uint32) << tl.arange(0, 32)[None, :].to(tl.uint32), 1)
     found = ~missed & valid[:, None]
@@ -127,6 +128,18 @@ def _scan(queries, least_source, items, scale_source, allowed, bits, used, count
     some = tl.sum((found != 0).to(tl.uint32) << place, 1)
     tl.store(used + target * stride + part, some.to(tl.int32, bitcast=True), mask=row[None, :] < rows)
     tl.store(counts + target * stride + part, tl.sum(_ones(found), 1), mask=row[None, :] < rows)
+
+
+@triton.jit
+def _shifted(missed, items, at, here, scale, query, least, D: tl.constexpr, BD: tl.constexpr):
+    """The bits `(BW, BR)` one place up, and in the lowest whether items `at` `(BW, 1)` miss what is the least."""
+    column = tl.arange(0, BD)[None, :]
+    if D == BD:
+        item = tl.load(items + (at * D + column), mask=at < here, other=0)
+    else:
+        item = tl.load(items + (at * D + column), mask=(at < here) & (column < D), other=0)
+    score = tl.dot(item, query, out_dtype=tl.int32).to(tl.float32) * scale[:, None]
+    return (missed << 1) | ((score - least[None, :]).to(tl.uint32, bitcast=True) >> 31)
 
 
 @triton.jit
