@@ -9,8 +9,8 @@ from serrate.ops.threshold.cases import Case
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("queries", [1, 15, 16, 17, 31, 32, 33, 64, 65, 127, 128, 129, 300])
-@pytest.mark.parametrize("width", [3, 16, 32, 64, 128, 200, 512, 1024])
+@pytest.mark.parametrize("queries", [1, 16, 17, 33, 64, 65, 128, 129, 300])
+@pytest.mark.parametrize("width", [3, 64, 100, 256, 1024])
 def test_every_tile_of_queries_and_width(queries, width):
     case = Case("", 20_003, queries, width, keep=50, capacity=60, allowed=0.9)
     problem = case.problem("cuda")

@@ -47,8 +47,8 @@ def select_above(
     the two multiplications are rounded to float32. So the answer is the same to the bit in every implementation. A
     score of NaN, from a scale that is, and a threshold of NaN select nothing.
 
-    Items are read once for up to 128 queries, and no score is written: what leaves the pass over the corpus is one bit
-    a score. Nothing waits for the device.
+    On an accelerator items are read once for up to 128 queries, and no score is written: what leaves the pass over the
+    corpus is one bit a score. Nothing waits for the device.
 
     Args:
         queries: `(R, d)` int8, as of `quantise`; any strides.

@@ -11,7 +11,7 @@ from .api import Call, Problem
 from .quantised import dots, scaled
 
 _SCORES = 2**18  # of a chunk, which a core's cache holds
-_ITEMS = 2**13
+_ITEMS = 2**15
 
 
 def unusable(call: Call) -> str | None:

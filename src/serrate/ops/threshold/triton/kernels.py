@@ -41,9 +41,9 @@ def launch(problem: Problem, ids: Tensor) -> Tensor:
 
 def _tiles(rows: int, width: int) -> tuple[int, int, dict[str, int]]:
     """Return the queries of a tile, its words, and warps and stages of a program."""
-    tile = min(max(triton.next_power_of_2(rows), 16), _QUERIES)
-    words = 128 if tile <= 32 and width <= 128 else 64
-    stages = 3 if width <= 128 else 2
+    tile = min(max(triton.next_power_of_2(rows), 16), _QUERIES if width <= 256 else _QUERIES // 2)
+    words = 128 if tile <= 32 and width <= 64 else 64
+    stages = 3 if width <= 128 else 2 if width <= 256 else 1  # of four rows a word each, in shared memory
     # a product and a difference must not become one instruction, which rounds once where all others round twice
     return tile, words, {"num_warps": 4, "num_stages": stages, "enable_fp_fusion": False}
 
@@ -83,7 +83,8 @@ def _scan(queries, least_source, items, scale_source, allowed, bits, used, count
           D: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr):
     """The words of one block of items for BR queries; of 32 words each, which are not 0 and how many bits are set.
 
-    Bits of what is missed are collected: the sign of a difference is shifted in by one instruction.
+    Bits of what is missed are collected: the sign of a difference is shifted in by one instruction. Four neighbours of
+    each word are read at a time: less than 256 bytes in one place, and memory is slow.
     """
     tiles = tl.cdiv(rows, BR)
     block = tl.cast(tl.program_id(0) // tiles, tl.int64)
