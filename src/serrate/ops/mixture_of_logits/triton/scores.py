@@ -1,9 +1,9 @@
 """The kernels that score: a tile of items, one query after the other, all of a pair in registers.
 
-The components of an item lie one after the other, a row of P_X · d numbers, and a query is made a matrix that such rows
-are multiplied by: `(P_X · d, P)`, zero where a column's item component is another. So the product has the P logits of
-a pair beside each other, which is how the gate wants them, at the price of P_X times the products, of which there are
-few. What the temperature and the halves in `silu(x) = x/2 (1 + tanh(x/2))` do is done to the weights of the gate.
+The components of an item lie one after the other, a row of P_X · d numbers, and a query is read as a matrix that such
+rows are multiplied by: `(P_X · d, P)`, zero where a column's item component is another. So the product has the P logits
+of a pair beside each other, which is how the gate wants them, at the price of P_X times the products, of which there
+are few. What the temperature and the halves in `silu(x) = x/2 (1 + tanh(x/2))` do is done to the weights of the gate.
 """
 
 # ruff: noqa: N803
@@ -32,6 +32,7 @@ class Tiles(NamedTuple):
         depth: how much of a row of item components stays on chip; of a longer one the rest is read for each query.
         hidden: hidden numbers at a time.
         resident: how many of such parts of the gate's weights stay on chip; others are read for each query.
+        registers: of a thread at most; None: what the compiler takes.
     """
 
     items: int
@@ -40,17 +41,18 @@ class Tiles(NamedTuple):
     depth: int = 512
     hidden: int = 64
     resident: int = 2
+    registers: int | None = None
 
 
 class Scorer(NamedTuple):
-    """What the kernels read, padded to the sizes of their tiles, so that no more than the items needs a mask.
+    """What the kernels read, the gate padded to the sizes of their tiles.
 
     Attributes:
         items: `(V, P_X · d)`.
         item_gates: `(V, P)`.
-        queries: `(R, BP, K)` matrices, transposed.
+        queries: `(R, P_Q, d)`, in the dtype of the items.
         query_gates: `(R, BP)` float32, halved.
-        gate: its weights `(G, BP)` and `(BP, G)` in the dtype of the items, its biases in float32.
+        gate: its weights `(G, BP)` and `(BP, G)` and first bias in the dtype of the items, the second one in float32.
         inverse: of the temperature.
         tiles: how the work is cut.
     """
@@ -66,21 +68,18 @@ class Scorer(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, tiles: Tiles | None = None) -> "Scorer":
         """Prepare a problem; nothing of the size of the items is copied where they are contiguous."""
-        components, dtype = problem.query_components, problem.item_components.dtype
-        (rows, p_q, width), p_x = components.shape, problem.item_components.shape[1]
+        dtype, items = problem.item_components.dtype, problem.item_components.flatten(1).contiguous()
         hidden, mixed = problem.gate.first_weight.shape
-        depth, columns = p_x * width, _power(mixed)
-        tiles = tiles or tiles_of(dtype, depth, columns)
-        queries = components.new_zeros((rows, columns, _padded(depth, tiles.depth)), dtype=dtype)
-        own = queries[:, :mixed, :depth].unflatten(1, (p_q, p_x)).unflatten(3, (p_x, width)).diagonal(dim1=2, dim2=3)
-        own.copy_(components[..., None])
+        rows, columns = len(problem.query_gate), _power(mixed)
+        tiles = tiles or tiles_of(dtype, items.shape[1], columns)
         first, first_bias, second, second_bias = problem.gate
         hidden = _padded(hidden, tiles.hidden)
         gate = Gate(_put(first, (hidden, columns), dtype, 0.5 / problem.temperature),
-                    _put(first_bias, (hidden,), torch.float32, 0.5),
+                    _put(first_bias, (hidden,), dtype, 0.5),
                     _put(second, (columns, hidden), dtype, 0.5),
                     _put(second_bias, (columns,), torch.float32, 0.5))
-        return cls(problem.item_components.flatten(1).contiguous(), problem.item_gate.contiguous(), queries,
+        queries = problem.query_components.to(dtype).contiguous()
+        return cls(items, problem.item_gate.contiguous(), queries,
                    _put(problem.query_gate, (rows, columns), torch.float32, 0.5), gate, 1 / problem.temperature,
                    tiles)
 
@@ -108,13 +107,13 @@ class Scorer(NamedTuple):
             count, self.inverse, **self._sizes())
 
     def _sizes(self) -> dict:
-        depth, (columns, hidden) = self.items.shape[1], self.gate.second_weight.shape
-        half = self.items.dtype != torch.float32
+        (columns, hidden), width = self.gate.second_weight.shape, self.queries.shape[2]
+        depth, half = self.items.shape[1], self.items.dtype != torch.float32
         return {"P": self.item_gates.shape[1], "BP": columns, "G": hidden, "BG": min(hidden, self.tiles.hidden),
-                "RESIDENT": self.tiles.resident, "K": depth, "BK": min(self.queries.shape[2], self.tiles.depth),
+                "RESIDENT": self.tiles.resident, "D": width, "K": depth, "BK": min(_power(depth), self.tiles.depth),
                 "BM": self.tiles.items, "STAGES": self.tiles.stages, "FAST": half and not INTERPRETED,
                 "PRECISION": precision(), "num_warps": self.tiles.warps,
-                "num_stages": 1}
+                "num_stages": 1, "maxnreg": self.tiles.registers}
 
 
 def tiles_of(dtype: torch.dtype, depth: int, columns: int) -> Tiles:
@@ -126,7 +125,9 @@ def tiles_of(dtype: torch.dtype, depth: int, columns: int) -> Tiles:
         return Tiles(16, 4, 1, 16, 16, 0)
     if columns <= 64:
         whole = min(512, 16384 // columns)
-        return Tiles(64, 4, 2, whole if depth <= whole else 128)
+        most = whole if depth <= whole else 128
+        # of 32 columns and 256 numbers two programs fit: 113 KiB of shared memory and 128 registers a thread
+        return Tiles(128, 8, 2, most, registers=128) if columns <= 32 else Tiles(64, 4, 1, most)
     return Tiles(4096 // columns, 4, 1, 8192 // columns, 8192 // columns, 1)
 
 
@@ -181,16 +182,24 @@ def _through(logits, z, weights, bias, FAST: tl.constexpr, PRECISION: tl.constex
 
 
 @triton.jit
-def _logits(items, rows, query, resident, K: tl.constexpr, BK: tl.constexpr, BP: tl.constexpr,
-            PRECISION: tl.constexpr):
+def _load_query(query, begin, P: tl.constexpr, BP: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BK: tl.constexpr):
+    """Numbers `begin` … of the matrix of a query (BK, BP): of column p component p // P_X, where item p % P_X is."""
+    column, depth = tl.arange(0, BP)[:, None], begin + tl.arange(0, BK)[None, :]
+    components: tl.constexpr = K // D
+    own = depth // D == column % components
+    if P != BP:
+        own = own & (column < P)
+    return tl.load(query + column // components * D + depth % D, mask=own, other=0.0).T
+
+
+@triton.jit
+def _logits(items, rows, query, resident, P: tl.constexpr, BP: tl.constexpr, D: tl.constexpr, K: tl.constexpr,
+            BK: tl.constexpr, PRECISION: tl.constexpr):
     """The logits (BM, BP) of a query, without temperature; the first BK numbers of the items are `resident`."""
-    column, depth = tl.arange(0, BP), tl.arange(0, BK)
-    padded: tl.constexpr = (K + BK - 1) // BK * BK
-    query += column[:, None] * padded + depth[None, :]
-    logits = tl.dot(resident, tl.load(query).T, input_precision=PRECISION)
+    logits = tl.dot(resident, _load_query(query, 0, P, BP, D, K, BK), input_precision=PRECISION)
     for begin in tl.range(BK, K, BK, num_stages=1):
         part = _load_items(items, rows, begin, K, BK)
-        logits = tl.dot(part, tl.load(query + begin).T, logits, input_precision=PRECISION)
+        logits = tl.dot(part, _load_query(query, begin, P, BP, D, K, BK), logits, input_precision=PRECISION)
     return logits
 
 
@@ -231,11 +240,12 @@ def _mixed(logits, z, resident, gate, inverse, P: tl.constexpr, BP: tl.constexpr
     return tl.sum(weight * logits, 1) / tl.sum(weight, 1) * inverse
 
 
-@triton.jit(do_not_specialize=["rows", "count", "several"])
+@triton.jit(do_not_specialize=["rows", "count", "out_stride", "several"],
+            do_not_specialize_on_alignment=["allowed", "out"])
 def _every(items, item_gates, allowed, queries, query_gates, gate, out, rows, count, out_stride, inverse, several,
            CANDIDATES: tl.constexpr, BITS: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, G: tl.constexpr,
-           BG: tl.constexpr, RESIDENT: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
-           STAGES: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr):
+           BG: tl.constexpr, RESIDENT: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BK: tl.constexpr,
+           BM: tl.constexpr, STAGES: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr):
     """The scores of BM items and `several` queries; programs of the same items stand beside each other."""
     groups = tl.cdiv(rows, several)
     item = tl.program_id(0) // groups * BM + tl.arange(0, BM)
@@ -257,8 +267,8 @@ def _every(items, item_gates, allowed, queries, query_gates, gate, out, rows, co
     weights = _load_resident(gate, G, BG, BP, RESIDENT)
     bias = tl.load(gate[3] + column)
     for r in tl.range(begin, end, num_stages=STAGES):
-        query = queries + tl.cast(r, tl.int64) * (BP * ((K + BK - 1) // BK * BK))
-        logits = _logits(items, row, query, resident, K, BK, BP, PRECISION)
+        query = queries + tl.cast(r, tl.int64) * (P // (K // D) * D)
+        logits = _logits(items, row, query, resident, P, BP, D, K, BK, PRECISION)
         z = own * tl.load(query_gates + r * BP + column)[None, :] + bias[None, :]
         scores = _mixed(logits, z, weights, gate, inverse, P, BP, G, BG, RESIDENT, FAST, PRECISION)
         if CANDIDATES:
@@ -270,8 +280,9 @@ def _every(items, item_gates, allowed, queries, query_gates, gate, out, rows, co
 
 @triton.jit(do_not_specialize=["total", "count"])
 def _each(items, item_gates, ids, queries, query_gates, gate, out, total, count, inverse, P: tl.constexpr,
-          BP: tl.constexpr, G: tl.constexpr, BG: tl.constexpr, RESIDENT: tl.constexpr, K: tl.constexpr,
-          BK: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr):
+          BP: tl.constexpr, G: tl.constexpr, BG: tl.constexpr, RESIDENT: tl.constexpr, D: tl.constexpr,
+          K: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr, FAST: tl.constexpr,
+          PRECISION: tl.constexpr):
     """The scores of BM candidates of one query; of those that are no items -inf."""
     tiles = tl.cdiv(count, BM)
     r = tl.cast(tl.program_id(0) // tiles, tl.int64)
@@ -281,8 +292,8 @@ def _each(items, item_gates, ids, queries, query_gates, gate, out, total, count,
     real = (found >= 0) & (found < total)
     row = tl.where(real, found, 0)
     column = tl.arange(0, BP)
-    query = queries + r * (BP * ((K + BK - 1) // BK * BK))
-    logits = _logits(items, row, query, _load_items(items, row, 0, K, BK), K, BK, BP, PRECISION)
+    query = queries + r * (P // (K // D) * D)
+    logits = _logits(items, row, query, _load_items(items, row, 0, K, BK), P, BP, D, K, BK, PRECISION)
     own = _load_gates(item_gates, row, P, BP).to(tl.float32)
     z = own * tl.load(query_gates + r * BP + column)[None, :] + tl.load(gate[3] + column)[None, :]
     weights = _load_resident(gate, G, BG, BP, RESIDENT)
