@@ -124,7 +124,7 @@ def test_less_place_gives_the_first_of_the_same(name, device):
     case = NAMED["more than there is place for"]
     usable(name, case, device)
     problem = case.problem(device)
-    ids, counts = run(name, problem, 5000)
+    ids, counts = run(name, problem, 2000)
     assert counts == [200, 200]
     for capacity in (1, 31, 200, 201):
         assert run(name, problem, capacity) == ([row[:capacity] for row in ids], counts)

@@ -117,6 +117,9 @@ def compare(case: Case, copied: float, device: str = "cuda", implementation: str
         is_ours = name == implementation
         figures[name] = measure.taken(
             name, lambda prepare=prepare, is_ours=is_ours: everything(prepare(), is_ours, device), is_ours)
+    queries, items = problem[:2], problem[2:4]
+    figures[implementation]["sample_threshold_ms"] = measure.milliseconds(
+        lambda: case.threshold(queries, items, problem.allowed), device)
     return measure.rows_of("threshold", case.name, figures, device)
 
 
@@ -128,7 +131,7 @@ def limit(problem: Problem, copied: float, device: str) -> Figures:
 
 
 def everything(run: Run, is_ours: bool, device: str) -> Figures:
-    """Return the time of a call, on a GPU also the memory that it takes, and of ours a replayed graph's time."""
+    """Return the time of a call, on a GPU also the memory that it takes, and of ours the time of a replayed graph."""
     run()
     found: Figures = {}
     if device == "cuda":

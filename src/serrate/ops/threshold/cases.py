@@ -50,7 +50,7 @@ class Case:
         allowed = None
         if self.allowed is not None:
             allowed = torch.rand(self.items, generator=generator, device=generator.device) < self.allowed
-        return Problem(*queries, *items, self._threshold(queries, items, allowed), allowed)
+        return Problem(*queries, *items, self.threshold(queries, items, allowed), allowed)
 
     def _rows(self, count: int, generator: torch.Generator) -> Tensor:
         x = torch.randn(count, self.width, generator=generator, device=generator.device)
@@ -70,8 +70,9 @@ class Case:
             values[part], scales[part] = quantise(self._rows(part.stop - first, generator))
         return values, scales
 
-    def _threshold(self, queries: tuple[Tensor, Tensor], items: tuple[Tensor, Tensor],
-                   allowed: Tensor | None) -> Tensor:
+    def threshold(self, queries: tuple[Tensor, Tensor], items: tuple[Tensor, Tensor],
+                  allowed: Tensor | None) -> Tensor:
+        """Return the thresholds `(R,)` of quantised queries and items."""
         if not self.items or not self.keep:
             return torch.full_like(queries[1], float("inf" if not self.keep else "-inf"))
         sample = self.sample or self.items
@@ -89,20 +90,20 @@ CASES = [
     Case("a block and one", 4097, 3, width=32),
     Case("more blocks", 9001, 2, width=16, keep=300, capacity=350),
     Case("17 queries", 700, 17),
-    Case("more queries than a tile", 300, 130, width=8, keep=5, capacity=8),
+    Case("more queries than a tile", 100, 130, width=8, keep=5, capacity=8),
     Case("width 1", 200, 2, width=1, keep=7),
     Case("width 25", 500, 3, width=25),
     Case("width 100", 500, 3, width=100),
     Case("width 200", 300, 2, width=200),
     Case("widest", 150, 2, width=1024),
     Case("wider than the widest", 40, 2, width=2100, keep=9),
-    Case("everything", 300, 2, keep=10**6, capacity=300),
-    Case("everything, little place", 1500, 2, keep=10**6, capacity=10),
+    Case("everything", 100, 2, keep=10**6, capacity=100),
+    Case("everything, little place", 400, 2, keep=10**6, capacity=10),
     Case("nothing", 300, 2, keep=0),
     Case("no place", 300, 2, capacity=0),
-    Case("more than there is place for", 5000, 2, keep=200, capacity=33),
+    Case("more than there is place for", 2000, 2, keep=200, capacity=33),
     Case("equal scores", 900, 4, width=16, coarse=True, capacity=400),
-    Case("zeros among them", 600, 4, empty=True, capacity=600),
+    Case("zeros among them", 200, 4, empty=True, capacity=200),
     Case("some allowed", 2500, 3, allowed=0.3),
     Case("none allowed", 300, 2, allowed=0.0),
     Case("every second row", 700, 3, packed=False, allowed=0.5),
