@@ -24,8 +24,9 @@ def best(problem: Problem, k: int, filters: Filters, chunk: int, fill: Fill, kee
     scores = problem.item_gate.new_empty((rows, 0), dtype=dtype)
     ids = torch.empty_like(scores, dtype=torch.int64)
     excluded = None if filters.exclude is None else _by_row(*filters.exclude, rows)
-    step = 8 * -(-count // (8 * max(1, -(-count // chunk))))  # alike, and whole bytes of bits that allow items
-    for first in range(0, count if rows and k else 0, max(step, 1)):
+    chunks = max(1, -(-count // max(8, chunk)))
+    step = max(8, 8 * -(-count // (8 * chunks)))  # alike, and whole bytes of bits that allow items
+    for first in range(0, count if rows and k else 0, step):
         last = min(first + step, count)
         held = ids.shape[1]
         width = held + last - first
