@@ -50,6 +50,21 @@ def test_seen_items_stay_candidates_on_request(three_users):
     assert found.seen_truths == 0
 
 
+@pytest.mark.parametrize("keys", [None, [7, -1, 5]])
+def test_a_scorer_sees_the_keys_of_the_users_where_they_are_given(three_users, keys):
+    scorer, histories, examples = three_users
+    seen, score = [], scorer.score
+
+    def keep(batch):
+        seen.extend(batch.context["user_key"].tolist() if "user_key" in batch.context else [None] * len(batch))
+        return score(batch)
+
+    scorer.score = keep
+    evaluate(scorer, histories, examples, CONFIG.model_copy(update={"tokens_per_batch": 1}),
+             user_keys=None if keys is None else torch.tensor(keys))
+    assert seen == (keys or [None] * 3)
+
+
 def test_a_constant_score_is_worth_nothing(make_histories, make_examples, table_scorer):
     histories, examples = make_histories([[0, 1]], 100), make_examples((0, 1, 2))
     assert evaluate(table_scorer(torch.ones(1, 100)), histories, examples, CONFIG).ranks.tolist() == [[99.0]]
