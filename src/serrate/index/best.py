@@ -71,6 +71,7 @@ class Best:
             InvalidArgument: a score is NaN.
         """
         k = self.scores.shape[1]
+        scores, ids = self._beating(scores, ids)
         values, at = top_k(scores.float(), min(k, scores.shape[1]))
         new = (ids.expand_as(scores) if ids.dim() == 1 else ids).gather(1, at.clamp(min=0)).masked_fill(at < 0, -1)
         if k == 0 or scores.shape[1] == 0:
@@ -78,3 +79,24 @@ class Best:
         ids, by_id = torch.cat([self.ids, new], 1).sort(dim=1)
         values, order = torch.cat([self.scores, values], 1).gather(1, by_id).sort(dim=1, descending=True, stable=True)
         self.scores, self.ids = values[:, :k].contiguous(), ids.gather(1, order)[:, :k].contiguous()
+
+    def _beating(self, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the candidates that can still be among the best, in their order, where these are few; else all.
+
+        Once the places are filled few candidates of a chunk beat the last of them, and a comparison is far cheaper than
+        a selection. NaN stays.
+        """
+        if scores.shape[1] <= 2 * self.scores.shape[1] or self.scores.numel() == 0:
+            return scores, ids
+        stay = ~(scores < self.scores[:, -1:])
+        number = stay.view(torch.uint8).sum(1, dtype=torch.int32).long()  # bool.sum is slow
+        most = int(number.max())
+        if most > scores.shape[1] // 4:
+            return scores, ids
+        row, column = stay.nonzero().unbind(1)
+        place = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
+        packed = scores.new_full((len(scores), most), -_INFINITY)
+        packed[row, place] = scores[row, column]
+        packed_ids = torch.full_like(packed, -1, dtype=torch.int64)
+        packed_ids[row, place] = ids[column] if ids.dim() == 1 else ids[row, column]
+        return packed, packed_ids

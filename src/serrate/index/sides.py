@@ -54,10 +54,10 @@ def component_logits(queries: Sides, items: Sides, temperature: float) -> Tensor
 
     Component `n · P_X + m` is the product of row `n` of the query and row `m` of the item, over the temperature.
     """
-    query, item = components(queries), components(items)
-    (rows, width), per_query, per_item = (len(query), query.shape[-1]), query.shape[1], item.shape[1]
-    products = query.reshape(rows * per_query, width) @ item.transpose(0, 1).reshape(-1, width).T
-    return products.reshape(rows, per_query * per_item, len(item)) / temperature
+    query, item = components(queries) / temperature, components(items)
+    flat = query.flatten(0, 1)
+    products = torch.stack([flat @ item[:, m].T for m in range(item.shape[1])], 1)  # items are read where they lie
+    return products.unflatten(0, query.shape[:2]).flatten(1, 2)
 
 
 def mean_component(sides: Sides) -> Tensor:

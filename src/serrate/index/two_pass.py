@@ -10,9 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config import Config
-from ..nn.similarity import Sides
+from ..errors import InvalidArgument
+from ..nn.similarity import MixtureOfLogits, Sides
 from .base import PAIRS_AT_A_TIME, Index
 from .best import Best, Found
+from .bounds import gate_bound
 from .component import LOGITS_AT_A_TIME, best_of_components, distinct
 from .corpus import Corpus, QueryFilter
 from .sides import component_logits, components, require, temperature_of
@@ -26,6 +28,9 @@ class TwoPassConfig(Config):
     threshold: Literal["kth", "smallest"] = Field(
         default="kth", description="which score of the first pass an item has to reach: the k-th, or the smallest of "
                                    "all candidates, as published")
+    bound: Literal["component", "gate"] = Field(
+        default="component", description="what no score of an item exceeds: its largest component logit, or what the "
+                                         "gate lets it be; the second keeps less and costs more")
     each: int = Field(default=0, ge=0, description="candidates of each component in the first pass; 0: as many as k")
 
 
@@ -36,6 +41,9 @@ class TwoPassIndex(Index):
     least the threshold `S`; no other item can score above `S`, while at least `k` items reach it. Published is the
     smallest score of pass one as `S`; its `k`-th largest serves as well and keeps less. `Found.candidates` counts what
     pass two keeps.
+
+    With `bound: gate` an item must also be able to reach `S` under every gate that its kept part allows, see
+    `bounds.gate_bound`. That bound is research: it costs about as much as the score that it may save.
     """
 
     kind = "two-pass"
@@ -44,6 +52,8 @@ class TwoPassIndex(Index):
 
     def _check(self, argument: str, sides: Sides) -> None:
         require(argument, sides, self.kind)
+        if self.config.bound == "gate" and not ("gate" in sides and isinstance(self.similarity, MixtureOfLogits)):
+            raise InvalidArgument("similarity", "a mixture of logits, whose gate can be bounded", self.similarity)
 
     def _search(self, corpus: Corpus, queries: Sides, k: int, closed: QueryFilter) -> Found:
         temperature = temperature_of(self.similarity)
@@ -65,7 +75,11 @@ class TwoPassIndex(Index):
         """Return `(R, C)` what no score exceeds, its rounding included."""
         logits = component_logits(queries, items, temperature)
         rounding = max(_ROUNDING, 2 * torch.finfo(next(iter(items.values())).dtype).eps)  # of what is kept in halves
-        return logits.amax(1) + rounding * logits.abs().amax(1)
+        highest, size = logits.amax(1), logits.abs().amax(1)
+        if self.config.bound == "gate" and isinstance(self.similarity, MixtureOfLogits):
+            kept = queries["gate"].float()[:, :, None] * items["gate"].float().T
+            highest = highest.minimum(gate_bound(logits, kept, self.similarity))
+        return highest + rounding * size
 
     def _threshold(self, corpus: Corpus, queries: Sides, ids: Tensor, k: int, closed: QueryFilter) -> Tensor:
         """Return `(R,)` what the `k`-th best item is known to score at least; `-inf` where too few are known."""
