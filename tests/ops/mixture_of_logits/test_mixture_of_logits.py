@@ -243,6 +243,19 @@ def test_an_item_with_a_score_that_is_no_number_is_no_candidate(name, device):
     assert scores[0, -1] == -math.inf
 
 
+@every_device
+@every_implementation
+def test_filters_may_have_any_strides(name, device):
+    case = NAMED["both filters, ties"]
+    usable(name, case, torch.float32, device)
+    problem, filters = case.problem(device=device), case.filters(device)
+    (offsets, ids), allowed = filters
+    apart = Filters((torch.stack([offsets] * 2, 1)[:, 0], torch.stack([ids] * 2, 1)[:, 0]),
+                    torch.stack([allowed, ~allowed], 1)[:, 0])
+    for one, other in zip(top_k(problem, 30, name, apart), top_k(problem, 30, name, filters), strict=True):
+        assert torch.equal(one, other)
+
+
 @every_implementation
 def test_queries_and_gate_may_be_of_another_dtype(name):
     usable(name, Case("", 2, 9), torch.float16, "cpu")

@@ -50,10 +50,11 @@ def _top_k(problem: Problem, k: int, filters: Filters) -> tuple[Tensor, Tensor]:
     from .scores import Scorer
     from .selection import keep
 
+    allowed = None if filters.allowed is None else filters.allowed.contiguous()
     with on_device_of(problem.item_gate):
         scorer = Scorer.of(problem)
         return best(problem, k, filters, _SCORES // max(1, len(problem.query_gate)),
-                    lambda first, last, out: scorer.every(first, out, filters.allowed, candidates=True), keep)
+                    lambda first, last, out: scorer.every(first, out, allowed, candidates=True), keep)
 
 
 mixture_of_logits, mixture_of_logits_each, mixture_of_logits_top_k = registered(
