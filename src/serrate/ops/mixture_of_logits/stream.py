@@ -64,7 +64,8 @@ def _in_order(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _by_row(offsets: Tensor, ids: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Return the row of each excluded id `(T',)`, int64, and the ids."""
     every = torch.arange(len(ids), device=ids.device)
-    return torch.searchsorted(offsets[1:].long().contiguous(), every, right=True).clamp_(max=max(rows - 1, 0)), ids.long()
+    ends = offsets[1:].long().contiguous()
+    return torch.searchsorted(ends, every, right=True).clamp_(max=max(rows - 1, 0)), ids.long()
 
 
 def _exclude(flat: Tensor, width: int, rows: Tensor, ids: Tensor, shift: int, within: tuple[int, int]) -> None:
