@@ -85,6 +85,27 @@ def test_all_items_removed_or_excluded_leave_no_answer(kind):
     assert answers(index.search(sides(1, 1), 2)) == nothing
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", HERE)
+def test_a_gpu_answers_as_the_cpu_does(kind, tmp_path):
+    """Also items added from the CPU, filters on the CPU, and an index that is loaded to the GPU."""
+    similarity, queries, items = mixture()
+    index = KINDS[kind].build(similarity, items, config=EVERYTHING[kind])
+    exclude, allow = jagged([[3, 4]] * 6), torch.arange(0, 300, 2)
+    expected = index.search(queries, 20, exclude=exclude, allow=allow)
+    index.save(tmp_path / "index")
+    similarity.cuda()
+    moved = KINDS[kind].load(tmp_path / "index", similarity, device="cuda")
+    gone = torch.arange(100, 200)
+    moved.remove(gone)
+    moved.add(gone, {name: side[gone] for name, side in items.items()})
+    found = moved.search(queries, 20, exclude=exclude, allow=allow)
+    assert found.ids.is_cuda
+    torch.testing.assert_close(found.scores.cpu(), expected.scores, rtol=1e-2, atol=1e-2)  # products in tf32
+    same = (found.ids.cpu() == expected.ids).double().mean()
+    assert float(same) > 0.9  # scores that are nearly equal may change places
+
+
 def test_many_additions_leave_few_segments():
     similarity, sides = exact("dot")
     index = ExactIndex.build(similarity, sides(0, 1))

@@ -16,7 +16,7 @@ from ..nn.similarity import Sides, Similarity
 from . import storage
 from .best import Best, Found
 from .corpus import Corpus, Filter, QueryFilter, Segment, item_ids
-from .sides import count, require_no_nan, rows_of, to_device
+from .sides import at_a_time, count, require_no_nan, rows_of, to_device
 
 QUERIES_AT_A_TIME = 128
 PAIRS_AT_A_TIME = 2**18  # of a query and an item, scored at once
@@ -128,7 +128,7 @@ class Index:
         Raises:
             InvalidArgument: an id that is there already, and as `build`.
         """
-        segment = self._segment(items, ids)
+        segment = self._segment(to_device(items, self._corpus.device), ids)
         with self._changes:
             corpus = self._corpus
             there = corpus.find(segment.ids) >= 0
@@ -263,12 +263,14 @@ class Index:
         `rows` `(R, M)` are rows of the corpus that are open to all queries, none twice for a query, -1 for none.
         """
         best = Best(len(rows), k, rows.device)
-        width = max(1, PAIRS_AT_A_TIME // max(1, len(rows)))
+        alone = len(corpus.segments) == 1  # whose items are read where they lie; else they are gathered
+        most = at_a_time(PAIRS_AT_A_TIME, rows.device) if alone else PAIRS_AT_A_TIME
+        width = max(1, most // max(1, len(rows)))
         for start in range(0, rows.shape[1] if len(corpus) else 0, width):
             part = rows[:, start : start + width]
             ids, order = corpus.ids_at(part).sort(dim=1)
             part = part.gather(1, order)
-            if len(corpus.segments) == 1:
+            if alone:
                 scores = self.similarity.score_rows(queries, corpus.segments[0].sides, part)
             else:
                 scores = self.similarity.score_each(queries, corpus.sides_at(part))

@@ -7,6 +7,7 @@ from ..nn.similarity import Sides
 from .base import PAIRS_AT_A_TIME, Index
 from .best import Best, Found
 from .corpus import Corpus, QueryFilter
+from .sides import at_a_time
 
 
 class ExactConfig(Config):
@@ -37,6 +38,6 @@ class ExactIndex(Index):
             scores, at = found
             best.add(scores, corpus.ids_at(torch.where(at >= 0, at + corpus.starts[number], -1)))
             return
-        for chunk in corpus.chunks(max(1, PAIRS_AT_A_TIME // max(1, rows)), number):
+        for chunk in corpus.chunks(max(1, at_a_time(PAIRS_AT_A_TIME, corpus.device) // max(1, rows)), number):
             scores = self.similarity.score(queries, chunk.sides).float()
             best.add(closed.close(chunk, scores), chunk.ids)

@@ -12,7 +12,7 @@ from ..nn.similarity import Sides
 from .base import Index
 from .best import Best, Found
 from .corpus import Corpus, QueryFilter
-from .sides import component_logits, components, mean_component, require, rows_of, temperature_of
+from .sides import at_a_time, component_logits, components, mean_component, require, rows_of, temperature_of
 
 LOGITS_AT_A_TIME = 2**22
 
@@ -62,7 +62,7 @@ class ComponentIndex(Index):
     def _best_means(self, corpus: Corpus, queries: Sides, closed: QueryFilter) -> Best:
         query = mean_component(queries)
         best = Best(len(query), self.config.mean, query.device)
-        for chunk in corpus.chunks(max(1, LOGITS_AT_A_TIME // max(1, len(query)))):
+        for chunk in corpus.chunks(max(1, at_a_time(LOGITS_AT_A_TIME, query.device) // max(1, len(query)))):
             best.add(closed.close(chunk, query @ chunk.derived["mean"].T), chunk.ids)
         return best
 
@@ -77,7 +77,7 @@ def best_of_components(corpus: Corpus, queries: Sides, number: int, temperature:
     rows, per_query = components(queries).shape[:2]
     per_pair = per_query * components(rows_of(corpus.segments[0].sides, 0, 0)).shape[1]
     best = Best(rows * per_pair, number, corpus.device)
-    for chunk in corpus.chunks(max(1, LOGITS_AT_A_TIME // max(1, rows * per_pair))):
+    for chunk in corpus.chunks(max(1, at_a_time(LOGITS_AT_A_TIME, corpus.device) // max(1, rows * per_pair))):
         logits = closed.close(chunk, component_logits(queries, chunk.sides, temperature))
         best.add(logits.flatten(0, 1), chunk.ids)
     ids, last = best.ids.unflatten(0, (rows, per_pair)), best.scores[:, -1].unflatten(0, (rows, per_pair))

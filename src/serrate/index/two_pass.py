@@ -17,7 +17,7 @@ from .best import Best, Found
 from .bounds import gate_bound
 from .component import LOGITS_AT_A_TIME, best_of_components, distinct
 from .corpus import Corpus, QueryFilter
-from .sides import component_logits, components, require, temperature_of
+from .sides import at_a_time, component_logits, components, require, temperature_of
 
 _ROUNDING = 1e-5  # of the largest logit of a pair: by so much a rounded mixture may lie above its largest logit
 
@@ -57,12 +57,12 @@ class TwoPassIndex(Index):
 
     def _search(self, corpus: Corpus, queries: Sides, k: int, closed: QueryFilter) -> Found:
         temperature = temperature_of(self.similarity)
-        rows, per_query = components(queries).shape[:2]
-        first, _ = best_of_components(corpus, queries, self.config.each or k, temperature, closed)
+        rows, number = len(components(queries)), self.config.each or k
+        first, _ = best_of_components(corpus, queries, number, temperature, closed)
         needed = self._threshold(corpus, queries, first, k, closed)
         best, kept = Best(rows, k, corpus.device), torch.zeros(rows, dtype=torch.int64, device=corpus.device)
-        width = min(LOGITS_AT_A_TIME // max(1, rows * per_query), PAIRS_AT_A_TIME // max(1, rows))
-        for chunk in corpus.chunks(max(1, width)):
+        width = min(LOGITS_AT_A_TIME // max(1, first.numel() // number), PAIRS_AT_A_TIME // max(1, rows))
+        for chunk in corpus.chunks(max(1, at_a_time(width, corpus.device))):
             bound = closed.close(chunk, self._bound(queries, chunk.sides, temperature))
             wanted = (bound >= needed[:, None]) & (bound > -float("inf"))
             kept += wanted.sum(1)
