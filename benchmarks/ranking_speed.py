@@ -27,7 +27,7 @@ from serrate.ops.measure import Figures, Rows, milliseconds, relative_error, row
 from serrate.train import read_recipe
 
 RECIPE = "ranking-production"
-REQUESTS, SHOWN = 512, 100  # of a batch, and candidates of a request
+REQUESTS, SHOWN = 1024, 100  # of a batch, and candidates of a request
 TABLES = {"item": 100_001, "category": 201, "advertiser": 5001, "slot": 11, "tags": 501, "segment": 17, "country": 17,
           "action": 4}
 TAGS = 4  # of an ad, at most

@@ -29,17 +29,20 @@ class Sizes(NamedTuple):
     stages: int
 
 
-def _sizes(x: Tensor) -> Sizes:
-    """Return the sizes for events like `x` `(T, H, D)`: as large as leaves room for several programs at once."""
+def _sizes(x: Tensor, wide: bool) -> Sizes:
+    """Return the sizes for events like `x` `(T, H, D)`: as large as leaves room for several programs at once.
+
+    Blocks are `wide` where their longer lines of pairs pay: in products, and in sums over queries alone.
+    """
     columns = max(16, triton.next_power_of_2(x.shape[2]))
     if x.dtype == torch.float32:  # products without matrix unit hold their operands in registers
         return Sizes(64, 32, min(columns, 64), 8, 2)
-    return Sizes(64, 64, columns if columns <= 128 else 64, 4, 3 if columns < 128 else 2)
+    return Sizes(64, 128 if wide else 64, columns if columns <= 128 else 64, 4, 3 if columns < 128 else 2)
 
 
 def launch(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
     """Fill `out` `(P, H)`, contiguous, from x and y `(T, H, D)`. The last stride of these is 1."""
-    sizes, (events, heads, width) = _sizes(x), x.shape
+    sizes, (events, heads, width) = _sizes(x, wide=True), x.shape
     slots = events // sizes.tile + offsets.shape[0] - 1
     _products[(slots * heads,)](
         x, y, out, offsets, blocks, events, out.shape[0], offsets.shape[0] - 1, bisections(offsets), heads,
@@ -54,7 +57,7 @@ def launch_sums(a: Tensor, events: tuple[Tensor | None, Tensor | None], offsets:
     a `(P, H)` of any strides; events `(T, H, D)`, whose last stride is 1, for each result that is asked for.
     """
     given = next(each for each in events if each is not None)
-    sizes, (count, heads, width) = _sizes(given), given.shape
+    sizes, (count, heads, width) = _sizes(given, wide=outs[0] is None), given.shape
     slots = count // sizes.tile + offsets.shape[0] - 1
     sides = sum(out is not None for out in outs)
     _sums[(slots * heads * triton.cdiv(width, sizes.columns) * sides,)](
