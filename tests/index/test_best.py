@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from serrate.errors import InvalidArgument
 from serrate.index import top_k
-from serrate.index.best import Best
+from serrate.index.best import Best, true_columns
 
 
 @given(seed=st.integers(0, 10**6), rows=st.integers(0, 3), k=st.integers(0, 6),
@@ -33,3 +33,12 @@ def test_a_nan_is_told_also_after_the_places_are_filled():
     late[0, 40] = torch.nan
     with pytest.raises(InvalidArgument, match="NaN"):
         best.add(late, torch.arange(50))
+
+
+def test_true_columns_are_told_in_order_unless_they_are_many():
+    mask = torch.tensor([[True, False, True, True], [False, False, False, False], [False, True, False, False]])
+    columns = true_columns(mask, 3)
+    assert columns is not None
+    assert columns.tolist() == [[0, 2, 3], [-1, -1, -1], [1, -1, -1]]
+    assert true_columns(mask, 2) is None
+    assert true_columns(mask[:0], 2).shape == (0, 0)

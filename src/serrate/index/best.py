@@ -88,15 +88,25 @@ class Best:
         """
         if scores.shape[1] <= 2 * self.scores.shape[1] or self.scores.numel() == 0:
             return scores, ids
-        stay = ~(scores < self.scores[:, -1:])
-        number = stay.view(torch.uint8).sum(1, dtype=torch.int32).long()  # bool.sum is slow
-        most = int(number.max())
-        if most > scores.shape[1] // 4:
+        columns = true_columns(~(scores < self.scores[:, -1:]), scores.shape[1] // 4)
+        if columns is None:
             return scores, ids
-        row, column = stay.nonzero().unbind(1)
-        place = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
-        packed = scores.new_full((len(scores), most), -_INFINITY)
-        packed[row, place] = scores[row, column]
-        packed_ids = torch.full_like(packed, -1, dtype=torch.int64)
-        packed_ids[row, place] = ids[column] if ids.dim() == 1 else ids[row, column]
-        return packed, packed_ids
+        none, columns = columns < 0, columns.clamp(min=0)
+        own = ids[columns] if ids.dim() == 1 else ids.gather(1, columns)
+        return scores.gather(1, columns).masked_fill(none, -_INFINITY), own.masked_fill(none, -1)
+
+
+def true_columns(mask: Tensor, most: int) -> Tensor | None:
+    """Return the columns of a mask `(R, C)` bool where it is true, `(R, M)` int64: ascending, -1 at the end of a row.
+
+    `M` is their number in the row that has most; None where that is above `most`.
+    """
+    number = mask.view(torch.uint8).sum(1, dtype=torch.int32).long()  # bool.sum is slow
+    width = int(number.max()) if len(number) else 0
+    if width > most:
+        return None
+    row, column = mask.nonzero().unbind(1)
+    place = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
+    columns = torch.full((len(mask), width), -1, dtype=torch.int64, device=mask.device)
+    columns[row, place] = column
+    return columns

@@ -13,10 +13,10 @@ from ..config import Config
 from ..errors import InvalidArgument
 from ..nn.similarity import MixtureOfLogits, Sides
 from .base import PAIRS_AT_A_TIME, Index
-from .best import Best, Found
+from .best import Best, Found, true_columns
 from .bounds import gate_bound
 from .component import LOGITS_AT_A_TIME, best_of_components, distinct
-from .corpus import Corpus, QueryFilter
+from .corpus import Chunk, Corpus, QueryFilter
 from .sides import at_a_time, component_logits, components, require, temperature_of
 
 _ROUNDING = 1e-5  # of the largest logit of a pair: by so much a rounded mixture may lie above its largest logit
@@ -66,9 +66,7 @@ class TwoPassIndex(Index):
             bound = closed.close(chunk, self._bound(queries, chunk.sides, temperature))
             wanted = (bound >= needed[:, None]) & (bound > -float("inf"))
             kept += wanted.sum(1)
-            columns = wanted.any(0).nonzero()[:, 0]
-            scores = self.similarity.score(queries, {name: side[columns] for name, side in chunk.sides.items()})
-            best.add(scores.float().masked_fill(~wanted[:, columns], -float("inf")), chunk.ids[columns])
+            best.add(*self._scored(queries, chunk, wanted))
         return Found(best.scores, best.ids, kept, closed.num_open, best.scores.new_zeros(rows))
 
     def _bound(self, queries: Sides, items: Sides, temperature: float) -> Tensor:
@@ -80,6 +78,16 @@ class TwoPassIndex(Index):
             kept = queries["gate"].float()[:, :, None] * items["gate"].float().T
             highest = highest.minimum(gate_bound(logits, kept, self.similarity))
         return highest + rounding * size
+
+    def _scored(self, queries: Sides, chunk: Chunk, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and ids of the items of a chunk that are `wanted` `(R, C)`: together, or apart if it is less."""
+        together = wanted.any(0).nonzero()[:, 0]
+        apart = true_columns(wanted, len(together) // 2)
+        if apart is not None:
+            ids = chunk.ids[apart.clamp(min=0)]
+            return self.similarity.score_rows(queries, chunk.sides, apart).float(), ids
+        scores = self.similarity.score(queries, {name: side[together] for name, side in chunk.sides.items()})
+        return scores.float().masked_fill(~wanted[:, together], -float("inf")), chunk.ids[together]
 
     def _threshold(self, corpus: Corpus, queries: Sides, ids: Tensor, k: int, closed: QueryFilter) -> Tensor:
         """Return `(R,)` what the `k`-th best item is known to score at least; `-inf` where too few are known."""
