@@ -80,7 +80,7 @@ class TwoPassIndex(Index):
         return highest + rounding * size
 
     def _scored(self, queries: Sides, chunk: Chunk, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores and ids of the items of a chunk that are `wanted` `(R, C)`: together, or apart if it is less."""
+        """Return scores and ids of the items of a chunk that are `wanted` `(R, C)`: together, or apart if fewer."""
         together = wanted.any(0).nonzero()[:, 0]
         apart = true_columns(wanted, len(together) // 2)
         if apart is not None:
