@@ -330,6 +330,15 @@ def test_the_start_is_seeded_and_of_its_own_scale():
         "cross.0.weight", "cross.0.bias", "cross.2.weight", "cross.2.bias"]
 
 
+@torch.no_grad()
+def test_at_the_start_all_logits_weigh_nearly_alike():
+    torch.manual_seed(3)
+    similarity = MixtureOfLogits(64).eval()
+    queries, items = similarity.queries(torch.randn(50, 64)), similarity.items(torch.randn(40, 64) * 0.02)
+    even = torch.einsum("rnd,vmd->rvnm", queries["components"], items["components"]).mean((2, 3)) / 0.05
+    assert (similarity.score(queries, items) - even).abs().max() < even.std()  # 9 times it from a sharp start
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"query_components": 0}, "query_components: expected at least 1, got 0"),
     ({"gate_hidden": 0}, "gate_hidden: expected at least 1, got 0"),

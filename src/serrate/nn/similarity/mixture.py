@@ -19,7 +19,7 @@ from ...ops.mixture_of_logits import Gate, mixture_of_logits, mixture_of_logits_
 from .base import Sides, Similarity
 
 _EPS = 1e-6  # of norms, of a gate that dropout emptied, of logarithms
-_SPREAD = 0.02  # standard deviation of new embeddings
+_SPREAD = 0.02  # standard deviation of new embeddings, and of what makes a new gate
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class MixtureOfLogits(Similarity):
                 nn.init.xavier_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for name in ("query_gate.2", "cross.2"):  # logits weigh nearly alike: a sharp choice at random delays learning
+            nn.init.normal_(self.get_parameter(f"{name}.weight"), std=_SPREAD)
         self.user = nn.Embedding(1 + options.user_buckets, component) if options.user_buckets else None
         if self.user is not None:
             nn.init.normal_(self.user.weight, std=_SPREAD)
