@@ -93,8 +93,8 @@ def main() -> None:
     faiss.omp_set_num_threads(arguments.threads)
     torch.manual_seed(0)
     similarity = MixtureOfLogits(64, OPTIONS).eval()
-    with torch.no_grad():
-        similarity.cross[2].weight.mul_(0.1)  # the mean entropy of the gate is then 2.9 of ln 32 = 3.5
+    for layer, gain in ((similarity.cross[0], 1.0), (similarity.cross[2], 0.1)):
+        torch.nn.init.xavier_normal_(layer.weight, gain)  # the mean entropy of the gate is then 2.9 of ln 32 = 3.5
     draw = torch.Generator().manual_seed(1)
     clusters = -(-arguments.items // A_CLUSTER)
     items = planted(arguments.items, OPTIONS.item_components, clusters, arguments.spread, draw)
