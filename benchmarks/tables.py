@@ -205,6 +205,22 @@ def probabilities(pattern: str, ordered: dict[str, str]) -> str:
         "\n".join(differences) + "\n\n" + origin(found)
 
 
+def indexes() -> str:
+    """Milliseconds of a search and recall of the exact answer, an index a line."""
+    found = rows("index*.json")
+    if not found:
+        return "Not measured yet."
+    shown = {"build_s": "build, s", "batch_1_ms": "1 query, ms", "batch_8_ms": "8 queries, ms", "recall": "recall",
+             "scored": "share scored", "certified": "share certified"}
+    parts = []
+    for workload, device in dict.fromkeys((entry["workload"], entry["device"]) for entry in found):
+        figures = Found(entry for entry in found if (entry["workload"], entry["device"]) == (workload, device))
+        names = dict.fromkeys(entry["implementation"] for entry in found if entry["workload"] == workload)
+        body = [[name, *(figures.cell(workload, name, [metric]) for metric in shown)] for name in names]
+        parts.append(f"{workload}; {device}:\n\n" + table(["", *shown.values()], body))
+    return "\n\n".join([*parts, origin(found)])
+
+
 def fill_rates() -> str:
     """Attention over fill rates."""
     return curves.section(rows(ATTENTION.name))
@@ -216,7 +232,7 @@ def pages() -> dict[Path, str]:
     for name, make in (("quality", quality), ("prepare", prepare), ("throughput", throughput),
                        ("curves", fill_rates), ("hstu", hstu),
                        ("stochastic-length", stochastic_length), ("streaming", streaming), ("ranking", ranking),
-                       ("clicks", clicks)):
+                       ("clicks", clicks), ("indexes", indexes)):
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda found, make=make: f"{found[1]}\n{make()}\n\n{found[2]}", text)
     charts = curves.charts(rows(ATTENTION.name))
