@@ -148,12 +148,23 @@ def _put(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) ->
 
 
 @triton.jit
+def _exp(x, FAST: tl.constexpr):
+    """`exp(x)`; of single precision with what rounding `x` to base 2 loses, which the exponential makes large."""
+    if FAST:
+        return tl.exp2(x * 1.4426950408889634)
+    x = tl.maximum(x, -150.0, propagate_nan=tl.PropagateNan.ALL)  # of less it is 0, and of -inf nothing would be lost
+    based = x * 1.4426950408889634
+    lost = tl.fma(x, 1.4426950408889634, -based) + x * 1.925963033500e-8
+    return tl.exp2(based) * (1 + lost * 0.6931471805599453)
+
+
+@triton.jit
 def _twice_silu_half(x, FAST: tl.constexpr):
     """`silu(2 x)`: what twice silu of the half would be; in one instruction for half precision."""
     if FAST:
         tanh = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
         return x + x * tanh
-    return 2 * x / (1 + tl.exp(-2 * x))
+    return tl.math.div_rn(2 * x, 1 + _exp(-2 * x, False))
 
 
 @triton.jit
@@ -233,10 +244,10 @@ def _mixed(logits, z, resident, gate, inverse, P: tl.constexpr, BP: tl.constexpr
         z = _through(given, z, resident[part], bias + part * BG, FAST, PRECISION)
     for begin in tl.range(RESIDENT * BG, G, BG, num_stages=1):
         z = _through(given, z, _load_weights(gate, begin, G, BG, BP), bias + begin, FAST, PRECISION)
-    w = _twice_silu_half(z, FAST) * 1.4426950408889634  # to base 2
+    w = _twice_silu_half(z, FAST)
     if P != BP:
         w = tl.where(tl.arange(0, BP)[None, :] < P, w, float("-inf"))
-    weight = tl.exp2(w - tl.max(w, 1)[:, None])
+    weight = _exp(w - tl.max(w, 1)[:, None], FAST)
     return tl.sum(weight * logits, 1) / tl.sum(weight, 1) * inverse
 
 
