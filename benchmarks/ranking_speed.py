@@ -7,7 +7,7 @@ the model as one writes it over padded rows, eager, compiled, and with fused att
 it, else what torch chooses). `fill` and `length`: the same from 10 % to 100 % of 512 events, and at half fill from 128
 to 1,024. `candidates`: 1,000 candidates of one request, beside the same with the history copied for each. `parts`:
 which share of a training step's time each kind of kernel takes. All under bfloat16 autocast. Outputs are compared
-first; rows go to `ranking-speed-<device>.json`, under `$OUT` if set.
+first; rows go to `production-<device>.json`, under `$OUT` if set.
 """
 
 import sys
@@ -27,7 +27,7 @@ from serrate.ops.measure import Figures, Rows, milliseconds, relative_error, row
 from serrate.train import read_recipe
 
 RECIPE = "ranking-production"
-REQUESTS, SHOWN = 1024, 100  # of a batch, and candidates of a request
+REQUESTS, SHOWN = 512, 100  # of a batch, and candidates of a request
 TABLES = {"item": 100_001, "category": 201, "advertiser": 5001, "slot": 11, "tags": 501, "segment": 17, "country": 17,
           "action": 4}
 TAGS = 4  # of an ad, at most
@@ -270,7 +270,7 @@ def compare_parts(device: str = "cuda") -> Rows:
 
 PARTS: dict[str, list[Callable[[], Rows]]] = {
     "model": [partial(compare, "512 events, fill 50 %", 0.5, 512)],
-    "fill": [partial(compare, f"512 events, fill {fill:.0%}", fill, 512, only=COMPARED)
+    "fill": [partial(compare, f"512 events, fill {100 * fill:.0f} %", fill, 512, only=COMPARED)
              for fill in FILLS if fill != 0.5],
     "length": [partial(compare, f"{longest} events, fill 50 %", 0.5, longest, only=COMPARED)
                for longest in LENGTHS if longest != 512],
@@ -280,4 +280,4 @@ PARTS: dict[str, list[Callable[[], Rows]]] = {
 
 
 if __name__ == "__main__":
-    measure.main("ranking-speed", PARTS, sys.argv[1:])
+    measure.main("production", PARTS, sys.argv[1:])

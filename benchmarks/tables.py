@@ -205,6 +205,32 @@ def probabilities(pattern: str, ordered: dict[str, str]) -> str:
         "\n".join(differences) + "\n\n" + origin(found)
 
 
+def production() -> str:
+    """The production ranking model beside padded ones, candidates that share a history, the kinds of kernels."""
+    found = rows("production*.json")
+    if not found:
+        return "Not measured yet."
+    by_subject: dict[str, list[dict]] = defaultdict(list)
+    for entry in found:
+        by_subject[entry["subject"]].append(entry)
+    shown = {
+        "ranking model": {"training_qps": "training, requests/s", "training_ms": "ms a step",
+                          "training_peak_mib": "MiB", "inference_qps": "inference, requests/s",
+                          "inference_ms": "ms", "inference_peak_mib": "MiB "},
+        "ranking candidates": {"inference_ms": "ms", "graph_inference_ms": "ms, graph replayed"},
+        "ranking parts": {metric: metric.removesuffix("_ms") for metric in dict.fromkeys(
+            entry["metric"] for entry in by_subject["ranking parts"])}}
+    parts = []
+    for subject, columns in shown.items():
+        figures, body = Found(by_subject[subject]), []
+        for workload, name in dict.fromkeys((entry["workload"], entry["implementation"])
+                                            for entry in by_subject[subject]):
+            if name != "batch":
+                body.append([workload, name, *(figures.cell(workload, name, [metric]) for metric in columns)])
+        parts.append(table(["", "", *columns.values()], body))
+    return "\n\n".join([*parts, origin(found)])
+
+
 def indexes() -> str:
     """Milliseconds of a search and recall of the exact answer, an index a line."""
     found = rows("index*.json")
@@ -232,7 +258,7 @@ def pages() -> dict[Path, str]:
     for name, make in (("quality", quality), ("prepare", prepare), ("throughput", throughput),
                        ("curves", fill_rates), ("hstu", hstu),
                        ("stochastic-length", stochastic_length), ("streaming", streaming), ("ranking", ranking),
-                       ("clicks", clicks), ("indexes", indexes)):
+                       ("clicks", clicks), ("production", production), ("indexes", indexes)):
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda found, make=make: f"{found[1]}\n{make()}\n\n{found[2]}", text)
     charts = curves.charts(rows(ATTENTION.name))

@@ -105,6 +105,16 @@ def test_ours_stands_beside_its_peers_a_line_a_workload():
     assert figures.beside_peers([]) == "Not measured yet."
 
 
+def test_replayed_graphs_stand_beside_the_limit():
+    replayed = [row("small", "triton", f"graph_{metric}", value) for metric, value in
+                [("forward_ms", 0.03), ("forward_backward_ms", 0.2)]]
+    head, _, small, *_ = figures.beside_peers([*ROWS, *replayed]).splitlines()
+    cells = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (head, small)), strict=True))
+    assert cells["graph replayed"] == "0.03 / 0.2"
+    assert cells["graph / limit"] == "1.00 / 2.00"
+    assert cells["triton / best peer"] == "0.50 / 0.12"
+
+
 def test_a_page_is_filled_between_its_marks(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("a\n<!-- GPU figures -->\nold\n<!-- end of GPU figures -->\nb\n")

@@ -107,9 +107,9 @@ class Found:
         """Return each time of ours over the least of any peer of the same run; below 1 ours is ahead."""
         return ratios(self.times(workload, OURS, prefix), self.best(workload, self.peers))
 
-    def to_limit(self, workload: str) -> str:
+    def to_limit(self, workload: str, prefix: str = "") -> str:
         """Return each time of ours over the least that the device allows."""
-        return ratios(self.times(workload, OURS), [self.value(workload, "limit", metric) for metric in LIMITS])
+        return ratios(self.times(workload, OURS, prefix), [self.value(workload, "limit", metric) for metric in LIMITS])
 
 
 def ratios(own: Sequence[float | None], others: Sequence[float | None]) -> str:
@@ -124,16 +124,23 @@ def written(value: float) -> str:
 
 
 def beside_peers(rows: Sequence[Row]) -> str:
-    """Return the table of ours beside its peers, a line a workload: times, ratios, memory; and where they come from."""
+    """Return the table of ours beside its peers, a line a workload: times, ratios, memory; and where they come from.
+
+    Where graphs were replayed, which leaves out the host's time, the limit is compared with these.
+    """
     if not rows:
         return "Not measured yet."
     found = Found(rows)
     shown = [OURS, *found.peers]
-    head = ["workload", "events", "limit", f"**{OURS}**", *found.peers, f"{OURS} / best peer", f"{OURS} / limit",
+    replayed = ["graph_"] * any(row["metric"].startswith("graph_") for row in rows)
+    head = ["workload", "events", "limit", f"**{OURS}**", *("graph replayed" for _ in replayed), *found.peers,
+            f"{OURS} / best peer", "graph / limit" if replayed else f"{OURS} / limit",
             "peak MiB: " + ", ".join(shown)]
     body = [[name, found.cell(name, "batch", ["events"]), found.cell(name, "limit", LIMITS),
-             *(found.cell(name, each, TIMES) for each in shown), found.to_best_peer(name), found.to_limit(name),
-             ", ".join(found.cell(name, each, ["peak_mib"]) for each in shown)]
+             found.cell(name, OURS, TIMES),
+             *(found.cell(name, OURS, [prefix + metric for metric in TIMES]) for prefix in replayed),
+             *(found.cell(name, peer, TIMES) for peer in found.peers), found.to_best_peer(name),
+             found.to_limit(name, *replayed), ", ".join(found.cell(name, each, ["peak_mib"]) for each in shown)]
             for name in dict.fromkeys(row["workload"] for row in rows)]
     return table(head, body) + "\n\n" + origin(rows)
 

@@ -47,7 +47,8 @@ def register(forward: Any, reduced: Any, gradients: Any = None) -> None:
                 d_x = forward(grad, y, offsets, ctx.along, True) if ctx.product else grad
             if of_y:
                 d_y = reduced(grad, x, offsets, ctx.along, ctx.positions, dtype)
-        d_y = d_y.sum(-1, keepdim=True).to(grad.dtype) if of_y and alone else d_y
+        if d_y is not None and alone:
+            d_y = d_y.sum(-1, keepdim=True).to(grad.dtype)
         return d_x, d_y, None, None, None
 
     forward.register_autograd(differentiated, setup_context=setup_context)
