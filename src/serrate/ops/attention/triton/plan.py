@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ...sizes import power_of_two
 from ..weights import ACTIVATIONS
 from .problem import FULL, GENERAL, Problem
 
@@ -51,7 +52,7 @@ class Tiling:
 
 def block_width(width: int) -> int:
     """Return the power of two, 16 or more, that holds a head's `width`."""
-    return max(16, 1 << (width - 1).bit_length())
+    return max(16, power_of_two(width))
 
 
 def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...sizes import ceil_div, power_of_two
 from .rows import bisections, block_of, clear_past, pairs_of, queries_of
 
 _SPAN = 16384  # pairs of a program
@@ -35,9 +36,9 @@ def _launch(given: tuple, strides: tuple, offsets: Tensor, blocks: Tensor, side:
 def launch_to_padded(a: Tensor, offsets: Tensor, blocks: Tensor, fill: float, out: Tensor) -> None:
     """Fill `out` `(B, N, N, H)`, contiguous, from a `(P, H)` of any strides."""
     rows, length, _, heads = out.shape
-    columns = min(triton.next_power_of_2(length), 1024)
+    columns = min(power_of_two(length), 1024)
     queries = _CELLS // columns
-    tiles = triton.cdiv(length, queries)
+    tiles = ceil_div(length, queries)
     _pad[(rows * tiles * heads,)](a, out, offsets, blocks, a.shape[0], heads, length, tiles,
                                   fill if out.is_floating_point() else int(fill), a.stride(), queries, columns,
                                   num_warps=4)
@@ -48,11 +49,11 @@ def totals(a: Tensor, b: Tensor, offsets: Tensor, blocks: Tensor, side: int) -> 
 
     Where the square has too few tiles for the device, rows are summed in parts, and these in their order.
     """
-    queries, keys = 16, min(triton.next_power_of_2(side), 64)
-    rows, tiles = offsets.shape[0] - 1, triton.cdiv(side, queries) * triton.cdiv(side, keys)
+    queries, keys = 16, min(power_of_two(side), 64)
+    rows, tiles = offsets.shape[0] - 1, ceil_div(side, queries) * ceil_div(side, keys)
     parts = max(1, min(rows, _ENOUGH // tiles))
     out = torch.empty((parts, side, side), dtype=torch.float32, device=a.device)
-    _total[(tiles * parts,)](a, b, out, offsets, blocks, a.shape[0], rows, a.shape[1], side, triton.cdiv(rows, parts),
+    _total[(tiles * parts,)](a, b, out, offsets, blocks, a.shape[0], rows, a.shape[1], side, ceil_div(rows, parts),
                              a.stride(), b.stride(), queries, keys, num_warps=4)
     return out.sum(0).to(a.dtype)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...attention.triton.tile import precision, product
 from ...bmm.triton.tile import add_product
+from ...sizes import ceil_div, power_of_two
 from .rows import bisections, block_of, clear_past, events_of, pairs_of
 
 
@@ -34,7 +35,7 @@ def _sizes(x: Tensor, wide: bool) -> Sizes:
 
     Blocks are `wide` where their longer lines of pairs pay: in products, and in sums over queries alone.
     """
-    columns = max(16, triton.next_power_of_2(x.shape[2]))
+    columns = max(16, power_of_two(x.shape[2]))
     if x.dtype == torch.float32:  # products without matrix unit hold their operands in registers
         return Sizes(64, 32, min(columns, 64), 8, 2)
     return Sizes(64, 128 if wide else 64, columns if columns <= 128 else 64, 4, 3 if columns < 128 else 2)
@@ -60,7 +61,7 @@ def launch_sums(a: Tensor, events: tuple[Tensor | None, Tensor | None], offsets:
     sizes, (count, heads, width) = _sizes(given, wide=outs[0] is None), given.shape
     slots = count // sizes.tile + offsets.shape[0] - 1
     sides = sum(out is not None for out in outs)
-    _sums[(slots * heads * triton.cdiv(width, sizes.columns) * sides,)](
+    _sums[(slots * heads * ceil_div(width, sizes.columns) * sides,)](
         a, *events, *outs, offsets, blocks, count, a.shape[0], offsets.shape[0] - 1, bisections(offsets), heads,
         a.stride(), *((0, 0) if each is None else each.stride()[:2] for each in events), width, sizes.columns,
         sizes.tile, sizes.block, precision(), num_warps=sizes.warps, num_stages=sizes.stages)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...attention.triton.tile import precision
+from ...sizes import ceil_div, power_of_two
 from .rows import chunk_of, find_row, slots, turns
 from .tile import add_part, add_product, load_matrix, load_tile, store_tile
 
@@ -52,7 +53,7 @@ def sizes(shape: tuple[int, int, int], rows: int, dtype: torch.dtype, jagged: bo
     Products of float32 have no matrix unit and hold their operands in registers: they are summed over few at a time.
     """
     events = tile_events(shape[0], rows)
-    depth, columns = (max(16, triton.next_power_of_2(each)) for each in shape[1:])
+    depth, columns = (max(16, power_of_two(each)) for each in shape[1:])
     if dtype == torch.float32 and precision() == "ieee":
         columns = min(columns, 64)
         return Sizes(16, min(depth, 64), columns, 8, 2) if jagged else Sizes(events, 16, columns, 8, 2)
@@ -77,10 +78,10 @@ def launch_dense(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor, out
     """Fill `out` `(T, H, F)`. The last stride of `x` and `bias` is 1, and one of the last two of `y`."""
     (events, heads, width), (rows, *_, columns) = x.shape, y.shape
     size = sizes((events, width, columns), rows, x.dtype, False)
-    blocks = triton.cdiv(columns, size.columns)
+    blocks = ceil_div(columns, size.columns)
     shift = chunk_shift(size.events, events * heads * blocks)
     count, several = slots(events, rows, shift), turns(events, rows, size.events)
-    _dense[triton.cdiv(count, several) * heads * blocks,](
+    _dense[ceil_div(count, several) * heads * blocks,](
         x, y, bias, out, offsets, events, rows, heads, count, several, shift, x.stride()[:2], y.stride(),
         (0, 0) if bias is None else bias.stride()[:2], width, columns, *size[:3], precision(),
         num_warps=size.warps, num_stages=size.stages)
@@ -94,19 +95,19 @@ def launch_jagged(x: Tensor, y: Tensor, offsets: Tensor, out: Tensor, sums: Tens
     """
     (events, heads, columns), rows, width = y.shape, out.shape[0], x.shape[2]
     size = sizes((events, width, columns), rows, x.dtype, True)
-    blocks = triton.cdiv(columns, size.columns) * triton.cdiv(width, size.depth)
+    blocks = ceil_div(columns, size.columns) * ceil_div(width, size.depth)
     shift = sum_shift(events * heads * blocks)
     count, several = slots(events, rows, shift), turns(events, rows, 16)
     # of rows longer than a chunk no two first chunks begin in the same stretch of as many events, and no two later ones
     parts = 2 * slots(events, 1, shift) if events > 1 << shift else 0
     height = width + (sums is not None)
     partial = out.new_empty(parts, heads, height, columns, dtype=torch.float32)
-    _jagged[triton.cdiv(count, several) * heads * blocks,](
+    _jagged[ceil_div(count, several) * heads * blocks,](
         x, y, out, sums, partial, offsets, None if source is None else tuple(source), events, rows, heads, count,
         several, shift, x.stride()[:2], y.stride()[:2], width, columns, *size[:3], precision(),
         num_warps=size.warps, num_stages=size.stages)
     if parts:
-        blocks = triton.cdiv(height * columns, _ADDED)
+        blocks = ceil_div(height * columns, _ADDED)
         _added[rows * heads * blocks,](partial, out, sums, offsets, events, heads, shift, width, columns, _ADDED,
                                        num_warps=4)
 

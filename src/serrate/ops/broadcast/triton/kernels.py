@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...pool.triton.chunks import Tiles, ends, find_chunk, place
+from ...sizes import ceil_div
 
 Scaled = tuple[Tensor, Tensor] | None  # what gradients are multiplied with, and where that goes
 
@@ -36,7 +37,7 @@ def launch_to_cells(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tensor
     rows, positions, width = out.shape
     if out.numel():
         tiles = Tiles.of(width)
-        grid = rows * triton.cdiv(positions, tiles.events) * tiles.blocks,
+        grid = rows * ceil_div(positions, tiles.events) * tiles.blocks,
         _to_cells[grid](grad, x, scaled, offsets, out, grad.stride(0), 0 if x is None else x.stride(0), grad.shape[0],
                         positions, scaled[0].shape[2] if scaled else 0, width, tiles.columns, tiles.blocks,
                         tiles.events)
@@ -54,11 +55,11 @@ def launch_over_rows(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tenso
         return
     tiles = Tiles.of(width)
     at_once = max(1, tiles.events // _ROWS)
-    blocks = triton.cdiv(positions, at_once) * tiles.blocks
-    groups = max(1, min(triton.cdiv(rows, 4 * _ROWS), triton.cdiv(_PROGRAMS, blocks)))
+    blocks = ceil_div(positions, at_once) * tiles.blocks
+    groups = max(1, min(ceil_div(rows, 4 * _ROWS), ceil_div(_PROGRAMS, blocks)))
     sums = out.new_empty((groups, positions, width), dtype=torch.float32)
     _over_rows[(blocks * groups,)](grad, x, scaled, offsets, sums, grad.stride(0), 0 if x is None else x.stride(0),
-                                   rows, grad.shape[0], positions, triton.cdiv(rows, groups), groups,
+                                   rows, grad.shape[0], positions, ceil_div(rows, groups), groups,
                                    scaled[0].shape[1] if scaled else 0, width, tiles.columns, tiles.blocks, at_once,
                                    _ROWS)
     out.copy_(sums.sum(0))

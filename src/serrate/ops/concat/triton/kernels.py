@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...sizes import ceil_div, power_of_two
+
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _TILE = 2048  # words of a program, 16 a thread
 _EVENTS = 512  # of a program at most, as each has to find its row
@@ -55,11 +57,11 @@ def move(joined: Tensor, rows: Sequence[Rows], parts: Sequence[Tensor], of_parts
     flat, *sources = (each.view(_WORDS[size]) for each in (flat, *sources))
     width = max(flat.shape[1], 1)
     events = flat.shape[0] if flat.shape[1] else 0
-    block = min(triton.next_power_of_2(width), _WIDEST)
+    block = min(power_of_two(width), _WIDEST)
     tile = min(_TILE // block, _EVENTS)
-    programs = triton.cdiv(events, tile) * triton.cdiv(width, block)
+    programs = ceil_div(events, tile) * ceil_div(width, block)
     if ends is not None:
-        programs = max(programs, triton.cdiv(count + 1, _ENDS))
+        programs = max(programs, ceil_div(count + 1, _ENDS))
     if programs:
         of_rows = tuple(each.stride(0) if one.offsets is None else 0
                         for each, one in zip(sources, of_parts, strict=True))

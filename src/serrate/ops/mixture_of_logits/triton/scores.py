@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...attention.triton.tile import precision
 from ...direct import INTERPRETED
+from ...sizes import ceil_div, power_of_two
 from ..api import Gate, Problem
 
 _PROGRAMS = 1024  # enough to fill a device
@@ -90,19 +91,19 @@ class Scorer(NamedTuple):
         for which `first` is to be a multiple of 8.
         """
         rows, count = out.shape
-        tiles = triton.cdiv(count, self.tiles.items)
-        several = triton.cdiv(rows, min(rows, triton.cdiv(_PROGRAMS, tiles)))
+        tiles = ceil_div(count, self.tiles.items)
+        several = ceil_div(rows, min(rows, ceil_div(_PROGRAMS, tiles)))
         bits = allowed is not None and allowed.dtype == torch.uint8
         if allowed is not None:
             allowed = allowed[first // 8:] if bits else allowed[first:].view(torch.uint8)
-        _every[(tiles * triton.cdiv(rows, several),)](
+        _every[(tiles * ceil_div(rows, several),)](
             self.items[first:], self.item_gates[first:], allowed, self.queries, self.query_gates, tuple(self.gate), out,
             rows, count, out.stride(0), self.inverse, several, candidates, bits, **self._sizes())
 
     def each(self, ids: Tensor, out: Tensor) -> None:
         """Fill `out` `(R, K)` with the scores of each query and the items `ids` `(R, K)`, both contiguous."""
         rows, count = ids.shape
-        _each[(rows * triton.cdiv(count, self.tiles.items),)](
+        _each[(rows * ceil_div(count, self.tiles.items),)](
             self.items, self.item_gates, ids, self.queries, self.query_gates, tuple(self.gate), out, len(self.items),
             count, self.inverse, **self._sizes())
 
@@ -132,16 +133,18 @@ def tiles_of(dtype: torch.dtype, depth: int, columns: int) -> Tiles:
 
 
 def _power(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
+    return max(16, power_of_two(size))
 
 
 def _padded(size: int, most: int) -> int:
     """Return a size that tiles of a power of two, at most `most`, cover."""
-    return _power(size) if size <= most else triton.cdiv(size, most) * most
+    return _power(size) if size <= most else ceil_div(size, most) * most
 
 
 def _put(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
-    """Return `x · scale`, rounded once, in the corner of a tensor of zeros."""
+    """Return `x · scale`, rounded once, in the corner of a tensor of zeros where it does not fill it."""
+    if x.shape == shape:
+        return (x.float() * scale).to(dtype).contiguous()
     found = x.new_zeros(shape, dtype=dtype)
     found[tuple(slice(0, size) for size in x.shape)] = x.float() * scale
     return found

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...sizes import ceil_div
+
 _BLOCK = 2048  # scores of a program, fewer than 2^16
 _WIDEST = 64  # group; wider ones would leave more behind
 _GROUPS = 4  # of them at least for each score that is kept, so that few groups have several
@@ -28,8 +30,8 @@ def keep(scores: Tensor, k: int) -> Tensor:
         group //= 2
     if group == 1:
         return _best(scores, k)
-    maxima = scores.new_empty((rows, triton.cdiv(width, group)))
-    _maxima[(rows * triton.cdiv(width, _BLOCK),)](scores, maxima, scores.stride(0), width, maxima.shape[1], group,
+    maxima = scores.new_empty((rows, ceil_div(width, group)))
+    _maxima[(rows * ceil_div(width, _BLOCK),)](scores, maxima, scores.stride(0), width, maxima.shape[1], group,
                                                   _BLOCK)
     room = (k - 1) * group + k
     left = scores.new_full((rows, room), -torch.inf)
@@ -56,7 +58,7 @@ def _pass(scores: Tensor, bound: Tensor, k: int, together: bool, places: Tensor,
     Of scores at the bound `k` are taken, or with `together` as many as are missing to `k`.
     """
     rows, width = scores.shape
-    blocks = triton.cdiv(width, _BLOCK)
+    blocks = ceil_div(width, _BLOCK)
     counts = torch.empty((2, rows, blocks), dtype=torch.int32, device=scores.device)
     sizes = scores.stride(0), width, rows * blocks, blocks
     _count[(rows * blocks,)](scores, bound, counts, *sizes, _BLOCK)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...attention.triton.tile import key_bits, mixed, query_bits
 from ...dropout import threshold
+from ...sizes import ceil_div, power_of_two
 from ..api import Settings
 
 _ELEMENTS = 2048  # of a program, 16 a thread
@@ -29,10 +30,10 @@ def launch_backward(grad: Tensor, x: Tensor, gate: Tensor | None, settings: Sett
 def _tiles(x: Tensor, settings: Settings) -> tuple[tuple[int, int, int], tuple[int], int]:
     """Return the width of a group, that of its tile and how many events this has; the grid; warps of a program."""
     width = x.shape[1] // settings.groups
-    tile = triton.next_power_of_2(width)
+    tile = power_of_two(width)
     events = max(1, _ELEMENTS // tile)
     warps = min(max(tile * events // 512, 4), 16)
-    return (width, tile, events), (triton.cdiv(x.shape[0], events) * settings.groups,), warps
+    return (width, tile, events), (ceil_div(x.shape[0], events) * settings.groups,), warps
 
 
 def _numbers(x: Tensor, gate: Tensor | None, settings: Settings) -> tuple:

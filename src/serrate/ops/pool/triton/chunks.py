@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...sizes import ceil_div, power_of_two
+
 _ELEMENTS = 4096  # of a tile, 32 a thread
 _MOST_EVENTS = 512  # of a tile
 _MOST_COLUMNS = 128
@@ -34,9 +36,9 @@ class Tiles:
     @classmethod
     def of(cls, width: int) -> "Tiles":
         """Return the sizes for events `width` columns wide."""
-        columns = min(triton.next_power_of_2(width), _MOST_COLUMNS)
+        columns = min(power_of_two(width), _MOST_COLUMNS)
         events = min(_ELEMENTS // columns, _MOST_EVENTS)
-        return cls(events, columns, _TILES * events, triton.cdiv(width, columns))
+        return cls(events, columns, _TILES * events, ceil_div(width, columns))
 
     def slots(self, rows: int, events: int) -> int:
         """Return how many programs the chunks of so many rows and events take."""

@@ -15,6 +15,7 @@ from ...attention.triton.tile import precision
 from ...bmm.triton.kernels import Sizes, Source, chunk_shift, launch_jagged, tile_events
 from ...bmm.triton.rows import chunk_of, find_row, slots, turns
 from ...bmm.triton.tile import load_matrix, load_tile, store_tile
+from ...sizes import ceil_div, power_of_two
 from ..api import Reading
 
 
@@ -23,7 +24,7 @@ def sizes(dtype: torch.dtype, events: int, depth: int, columns: int) -> Sizes:
 
     Products of float32 have no matrix unit and hold their operands in registers.
     """
-    depth, columns = (max(16, triton.next_power_of_2(each)) for each in (depth, columns))
+    depth, columns = (max(16, power_of_two(each)) for each in (depth, columns))
     if dtype == torch.float32:
         return Sizes(min(events, 32), min(depth, 64), min(columns, 32), 8, 2)
     depth, columns = min(depth, 128), min(columns, 64)
@@ -34,10 +35,10 @@ def launch(q: Tensor, k: Tensor, weight: Tensor, bias: Tensor | None, reading: R
     """Fill `out` `(T', F)`. The last stride of `q` and `k` is 1."""
     (events, columns), (targets, width) = out.shape, q.shape
     size = sizes(q.dtype, tile_events(events, targets), width, columns)
-    blocks = triton.cdiv(columns, size.columns)
+    blocks = ceil_div(columns, size.columns)
     shift = chunk_shift(size.events, events * blocks)
     count, several = slots(events, targets, shift), turns(events, targets, size.events)
-    _forward[triton.cdiv(count, several) * blocks,](
+    _forward[ceil_div(count, several) * blocks,](
         q, k, weight, None if bias is None else bias.contiguous(), out, reading.offsets, reading.rows, reading.ends,
         events, targets, count, several, shift, q.stride(0), k.stride(0), *weight.stride(), width, columns, *size[:3],
         precision(), num_warps=size.warps, num_stages=size.stages)
@@ -47,7 +48,7 @@ def launch_of_events(grad: Tensor, q: Tensor, weight: Tensor, reading: Reading, 
     """Fill `out` `(T, D)`, the gradient of the events. `grad` `(T', F)` is contiguous, the last stride of `q` 1."""
     (events, width), columns, rows = out.shape, grad.shape[1], reading.offsets.shape[0] - 1
     size = sizes(q.dtype, tile_events(events, rows), columns, width)
-    blocks = triton.cdiv(width, size.columns)
+    blocks = ceil_div(width, size.columns)
     shift = chunk_shift(size.events, events * blocks)
     order = begins = None
     if reading.rows is not None:  # the targets of each row, side by side
@@ -56,7 +57,7 @@ def launch_of_events(grad: Tensor, q: Tensor, weight: Tensor, reading: Reading, 
         begins = torch.searchsorted(together, every)
         shift = size.events.bit_length() - 1  # each event has many targets: there is work for more programs
     count, several = slots(events, rows, shift), turns(events, rows, size.events)
-    _of_events[triton.cdiv(count, several) * blocks,](
+    _of_events[ceil_div(count, several) * blocks,](
         grad, q, weight, out, reading.offsets, order, begins, reading.ends, events, rows, count, several, shift,
         q.stride(0), *weight.stride(), width, columns, *size[:3], precision(), num_warps=size.warps,
         num_stages=size.stages)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...sizes import ceil_div, power_of_two
 from ..api import Problem
 
 BITS = 32
@@ -24,16 +25,16 @@ def launch(problem: Problem, ids: Tensor) -> Tensor:
     queries, items = problem.queries, problem.items
     rows, width = queries.shape
     tile, words, settings = _tiles(rows, width)
-    blocks = triton.cdiv(len(items), words * BITS)
+    blocks = ceil_div(len(items), words * BITS)
     parts = blocks * words // BITS
-    groups = triton.cdiv(parts, _GROUP)
+    groups = ceil_div(parts, _GROUP)
     bits = torch.empty(rows, parts * BITS, dtype=torch.int32, device=items.device)
     used, counts = torch.zeros(2, rows, groups * _GROUP, dtype=torch.int32, device=items.device)
     least = torch.empty_like(problem.threshold)
-    _least[(triton.cdiv(rows, _QUERIES),)](problem.threshold, problem.query_scales, least, rows, _QUERIES)
-    _scan[(blocks * triton.cdiv(rows, tile),)](
+    _least[(ceil_div(rows, _QUERIES),)](problem.threshold, problem.query_scales, least, rows, _QUERIES)
+    _scan[(blocks * ceil_div(rows, tile),)](
         queries, least, items, problem.item_scales, problem.allowed, bits, used, counts, rows, len(items), parts,
-        used.stride(0), width, triton.next_power_of_2(max(width, 32)), tile, words, **settings)
+        used.stride(0), width, power_of_two(max(width, 32)), tile, words, **settings)
     ends = counts.view(rows, groups, _GROUP).sum(2).cumsum(1)
     _place[(groups * rows,)](bits, used, counts, ends, ids, parts, ids.shape[1], groups, _GROUP, num_warps=4)
     return ends[:, -1]
@@ -41,7 +42,7 @@ def launch(problem: Problem, ids: Tensor) -> Tensor:
 
 def _tiles(rows: int, width: int) -> tuple[int, int, dict[str, int]]:
     """Return the queries of a tile, its words, and warps and stages of a program."""
-    tile = min(max(triton.next_power_of_2(rows), 16), _QUERIES if width <= 256 else _QUERIES // 2)
+    tile = min(max(power_of_two(rows), 16), _QUERIES if width <= 256 else _QUERIES // 2)
     words = 128 if tile <= 32 and width <= 64 else 64
     stages = 3 if width <= 128 else 2 if width <= 256 else 1  # of four rows a word each, in shared memory
     # a product and a difference must not become one instruction, which rounds once where all others round twice
