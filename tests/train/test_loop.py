@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import serrate.train.loop as loop
 import serrate.train.next_item as next_item
@@ -313,6 +314,25 @@ def test_a_gpu_that_is_not_there_is_one_line(histories, small, tmp_path, monkeyp
 def test_bfloat16_is_served_on_the_cpu_too(histories, small, tmp_path):
     train(small(train={"precision": "bfloat16", "epochs": 1}), histories, tmp_path / "run")
     assert np.isfinite(losses(tmp_path / "run")).all()
+
+
+def test_a_compiled_run_is_the_same_and_is_compiled_once(histories, small, tmp_path, monkeypatch):
+    seen = []
+    compiled = torch.compile
+
+    def compile_(function, **options):
+        seen.append(options)
+        return compiled(function, backend="eager", **options)  # there may be no compiler here
+
+    train(small(), histories, tmp_path / "plain")
+    monkeypatch.setattr(torch, "compile", compile_)
+    train(small(train={"compile": True}), histories, tmp_path / "compiled")
+    torch.compiler.reset()
+    assert seen == [{"dynamic": True}]
+    assert losses(tmp_path / "compiled") == losses(tmp_path / "plain")
+    weights = [load_file(tmp_path / run / "model.safetensors") for run in ("plain", "compiled")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 TRANSFORMER_MATRICES = {f"blocks.0.{layer}.weight" for layer in

@@ -65,6 +65,8 @@ class CommonTrainConfig(Config):
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on CUDA")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = Field(
+        default=False, description="let torch.compile fuse the model, once for all lengths; it takes a minute at first")
     validate_every: int = Field(default=1, ge=1, description="epochs between validations")
     validation_examples: int = Field(default=20_000, ge=1, description="at most so many are ranked in a validation")
     monitor: str = Field(default="ndcg@10", description="the validation metric that chooses the epoch")

@@ -49,6 +49,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = self.objective.build().to(self.device)
         train = config.train
+        if train.compile:
+            self.model.compile(dynamic=True)  # in place: its weights keep their names
         self.optimizer = torch.optim.AdamW(
             _groups(self.model, train.weight_decay), lr=train.learning_rate, betas=train.betas)
         self.position = checkpoint.Position()
