@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from serrate.errors import InvalidArgument
 from serrate.nn import BinaryCrossEntropy, DotProduct, FullSoftmax, MixtureOfLogits, MixtureOptions, SampledSoftmax
+from serrate.nn.similarity import take
 
 ITEMS, WIDTH = 13, 6
 
@@ -311,10 +312,46 @@ def test_no_events_and_a_mixture():
     assert table.grad.abs().sum() == 0
 
 
-def test_the_full_softmax_is_for_dot_products():
-    hidden, table, targets, _ = material()
-    with pytest.raises(InvalidArgument, match=r"similarity: expected a DotProduct, .*got MixtureOfLogits"):
-        FullSoftmax()(hidden, table, targets, similarity=mixture())
+@pytest.mark.parametrize("chunk_logits", [1, 3 * ITEMS, None])
+def test_the_full_softmax_of_a_mixture_is_its_definition_in_any_chunks(chunk_logits):
+    hidden, table, targets, weights = material(7)
+    similarity = mixture(load_balancing=0.01).double()
+    leaves = [hidden, table, *similarity.parameters()]
+    queries, items = similarity.queries(hidden), similarity.items(table)
+    expected = (F.cross_entropy(similarity.score(queries, items) / 0.5, targets, reduction="none") * weights).sum()
+    torch.manual_seed(1)
+    expected = expected + weights.sum() * similarity.penalty(queries, take(items, targets), weights=weights)
+    torch.manual_seed(1)
+    loss = FullSoftmax(temperature=0.5, chunk_logits=chunk_logits)
+    got = loss(hidden, table, targets, weights, similarity=similarity)
+    torch.testing.assert_close(got, expected)
+    for mine, theirs in zip(*(torch.autograd.grad(each, leaves, allow_unused=True) for each in (got, expected)),
+                            strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_what_a_chunk_drops_stays_dropped_in_the_backward_pass():
+    hidden, table, targets, _ = material(5)
+    similarity = mixture(gate_dropout=0.5).double().train()
+
+    def gradient(chunk_logits: int) -> torch.Tensor:
+        torch.manual_seed(3)
+        loss = FullSoftmax(chunk_logits=chunk_logits)(hidden, table, targets, similarity=similarity)
+        return torch.autograd.grad(loss, hidden)[0]
+
+    assert torch.equal(gradient(2 * ITEMS), gradient(2 * ITEMS))
+    torch.manual_seed(3)
+    queries, items = similarity.queries(hidden), similarity.items(table)
+    whole = F.cross_entropy(similarity.score(queries, items), targets, reduction="sum")
+    whole = whole + 5 * similarity.penalty(queries, take(items, targets))
+    torch.testing.assert_close(gradient(5 * ITEMS), torch.autograd.grad(whole, hidden)[0])
+
+
+def test_no_events_and_the_full_softmax_of_a_mixture():
+    hidden, table, targets, _ = material(0, torch.float32)
+    loss = FullSoftmax()(hidden, table, targets, similarity=mixture())
+    assert loss.item() == 0
+    loss.backward()
 
 
 # --- arguments ---

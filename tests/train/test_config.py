@@ -25,9 +25,6 @@ def test_the_loss_is_told_by_its_kind(kind):
          "config: train.monitor must be one of mrr, hr@10, ndcg@10, recall@10, hr@50, ndcg@50, recall@50"),
         ({"loss": {"kind": "softmax"}}, "config: loss.kind: expected one of 'full-softmax', 'sampled-softmax', 'bce', "
                                         "got 'softmax' (did you mean 'full-softmax'?)"),
-        ({"model": {"similarity": {"kind": "mol"}}},
-         "config: loss.kind must be sampled-softmax or bce with a mixture of logits: full-softmax scores all items "
-         "after every event, which takes a dot product"),
         ({"train": {"epoch": 3}}, "config: unknown key 'train.epoch' (did you mean 'epochs'?)"),
         ({"model": {"heads": 3}}, "config: model: heads must divide width 64"),
         ({"train": {"learning_rate": 0}}, "config: train.learning_rate: expected greater than 0, got 0"),

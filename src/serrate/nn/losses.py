@@ -11,19 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import InvalidArgument
 from .similarity import DotProduct, Sides, Similarity, take
+from .similarity.base import count
 
 _CHUNK_LOGITS = {"cpu": 2**20}
+_CHUNK_PAIRS = {"cpu": 2**16}  # of a similarity that is no product: many numbers a pair
 
 
 class FullSoftmax(nn.Module):
     """Cross-entropy over the whole catalogue, in chunks of events: the `(T, V)` logits never exist at once.
 
+    Of a similarity that is no dot product a chunk is scored again in the backward pass: what it keeps of each pair
+    would not fit.
+
     Args:
         temperature: divides the logits.
-        chunk_logits: how many logits exist at a time; None: as many as a cache holds on the CPU, 2^27 elsewhere.
+        chunk_logits: how many logits exist at a time; None: as many as a cache holds on the CPU, 2^27 elsewhere; of a
+            similarity that is no dot product 2^16 and 2^21.
     """
 
     def __init__(self, *, temperature: float = 1.0, chunk_logits: int | None = None):
@@ -33,15 +40,11 @@ class FullSoftmax(nn.Module):
 
     def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None, *,
                 similarity: Similarity | None = None, users: Tensor | None = None) -> Tensor:
-        """Return the scalar `-Σ weights · log softmax(logits)[target]`, float32 (float64 for float64).
-
-        Raises:
-            InvalidArgument: a similarity other than a `DotProduct`.
-        """
+        """Return the scalar `-Σ weights · log softmax(logits)[target]`, float32 (float64 for float64)."""
         if similarity is not None:
             if not isinstance(similarity, DotProduct):
-                raise InvalidArgument("similarity", "a DotProduct, which scores all items in a matrix product",
-                                      type(similarity).__name__)
+                return self._by_pairs(similarity, similarity.queries(hidden, users), similarity.items(table), targets,
+                                      weights, users)
             hidden, table = similarity.queries(hidden)["vector"], similarity.items(table)["vector"]
         most = self.chunk_logits or _CHUNK_LOGITS.get(hidden.device.type, 2**27)
         chunk = max(1, most // max(1, table.shape[0]))
@@ -51,6 +54,19 @@ class FullSoftmax(nn.Module):
         loss, _, _ = torch.ops.serrate.full_softmax(
             hidden, table, targets, weights, 1 / self.temperature, chunk, torch.is_grad_enabled())
         return loss
+
+    def _by_pairs(self, similarity: Similarity, queries: Sides, items: Sides, targets: Tensor,
+                  weights: Tensor | None, users: Tensor | None) -> Tensor:
+        def of(part: slice) -> Tensor:
+            logits = similarity.score({name: side[part] for name, side in queries.items()}, items) / self.temperature
+            losses = logits.logsumexp(1) - logits.gather(1, targets[part, None])[:, 0]
+            return _weighted_sum(losses, None if weights is None else weights[part])
+
+        most = self.chunk_logits or _CHUNK_PAIRS.get(targets.device.type, 2**21)
+        step = max(1, most // max(1, count(items)))
+        parts = [slice(start, start + step) for start in range(0, max(1, len(targets)), step)]
+        total = torch.stack([checkpoint(of, part, use_reentrant=False) for part in parts]).sum()
+        return total + _penalty(similarity, queries, take(items, targets), users, weights)
 
 
 class SampledSoftmax(nn.Module):
@@ -151,8 +167,15 @@ class _Pairs:
 
     def total(self, losses: Tensor, weights: Tensor | None) -> Tensor:
         """Return the weighted sum of `losses` `(T,)` and of what the similarity adds to each; `weights` `(T,)`."""
-        penalty = self._similarity.penalty(self._queries, self._targets, users=self._users, weights=weights)
-        return _weighted_sum(losses, weights) + penalty * (len(losses) if weights is None else weights.sum())
+        penalty = _penalty(self._similarity, self._queries, self._targets, self._users, weights)
+        return _weighted_sum(losses, weights) + penalty
+
+
+def _penalty(similarity: Similarity, queries: Sides, targets: Sides, users: Tensor | None,
+             weights: Tensor | None) -> Tensor:
+    """Return what the similarity adds to the loss of all events together; sides `(T, …)` of both."""
+    each = similarity.penalty(queries, targets, users=users, weights=weights)
+    return each * (count(queries) if weights is None else weights.sum())
 
 
 def _sides(similarity: Similarity, table: Tensor, *ids: Tensor) -> list[Sides]:

@@ -9,7 +9,7 @@ from ..config import Config
 from ..data import DataConfig, FeaturesConfig, Sampler, SamplesConfig, SplitConfig
 from ..errors import InvalidConfig, suggest
 from ..evaluate import METRICS, EvaluateConfig, PredictionsConfig
-from ..models import MixtureOfLogitsConfig, ModelConfig, RankingConfig, TransformerConfig
+from ..models import ModelConfig, RankingConfig, TransformerConfig
 from ..models.tasks import BinaryTask
 
 _TEMPERATURE = "divides the logits; null: 0.07 for cosines, 1 for dot products and mixtures of logits"
@@ -104,13 +104,6 @@ class RunConfig(Config):
     loss: LossConfig = FullSoftmaxConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-
-    @model_validator(mode="after")
-    def _loss_fits_similarity(self) -> Self:
-        if isinstance(self.model.similarity, MixtureOfLogitsConfig) and isinstance(self.loss, FullSoftmaxConfig):
-            raise ValueError("loss.kind must be sampled-softmax or bce with a mixture of logits: full-softmax scores "
-                             "all items after every event, which takes a dot product")
-        return self
 
     @model_validator(mode="after")
     def _monitor_is_measured(self) -> Self:
