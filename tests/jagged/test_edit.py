@@ -28,6 +28,7 @@ from serrate.jagged import (
     to_padded,
 )
 from serrate.testing import assert_moves_events, jagged_cases, jagged_tensors, same_rows
+from serrate.testing.graphs import nothing_waits
 
 BY_CASE = pytest.mark.parametrize("case", jagged_cases(), ids=str)
 
@@ -238,12 +239,9 @@ def test_what_need_not_wait_for_a_gpu_does_not():
         "to_masked": lambda: from_masked(*to_masked(x, side="left"), num_events=5),
     }
     made = {}
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         for name, edit in edits.items():
             made[name] = edit()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     x, index, ones = x.to("cpu"), index.cpu(), ones.cpu()
     for name, edit in edits.items():
         assert same_rows(made[name].to("cpu"), edit()), name

@@ -18,6 +18,7 @@ from serrate.nn import HSTULayer, HSTUOptions
 from serrate.ops.attention import Call, Mask
 from serrate.ops.select import choose
 from serrate.testing import JaggedCase, jagged_cases
+from serrate.testing.graphs import nothing_waits
 
 CASES = pytest.mark.parametrize("case", [case for case in jagged_cases() if sum(case.lengths) < 100], ids=str)
 WIDTH, HEADS = 6, 2
@@ -367,13 +368,10 @@ def test_on_a_gpu_no_more_is_held_and_nothing_waits(recompute, most):
     module(x).values.sum().backward()  # compiles, and makes what is made once
     torch.cuda.synchronize()
     before = bytes_asked()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         result = module(x.with_values(start * 1.0)).values
         held = bytes_asked() - before - result.nbytes
         result.sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert held <= 1.02 * most * width * 12800
 
 

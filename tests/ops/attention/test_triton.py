@@ -16,6 +16,7 @@ from serrate.ops.attention.peers import make
 from serrate.ops.attention.triton.problem import make_problem
 from serrate.ops.attention.workloads import Workload
 from serrate.testing import assert_within_budget
+from serrate.testing.graphs import assert_captured
 
 pytestmark = pytest.mark.gpu
 
@@ -134,21 +135,12 @@ def test_a_captured_graph_follows_new_offsets_and_nothing_waits(case):
         out = attention(*leaves[:3], offsets, implementation="triton", **given)
         return out.detach(), *torch.autograd.grad(out, leaves, grad)
 
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
-    for lengths in (case.lengths, tuple(reversed(case.lengths))):
-        offsets.copy_(offsets_from_lengths(torch.tensor(lengths)))
-        graph.replay()
-        for replayed, eager in zip(captured, run(), strict=True):
-            assert torch.equal(replayed, eager)
+    def changes():
+        for lengths in (case.lengths, tuple(reversed(case.lengths))):
+            offsets.copy_(offsets_from_lengths(torch.tensor(lengths)))
+            yield
+
+    assert_captured(run, changes())
 
 
 def test_elements_past_the_range_of_int32():

@@ -15,6 +15,7 @@ from serrate.ops.mixture_of_logits import (
 )
 from serrate.ops.mixture_of_logits.cases import WORKLOADS, Case
 from serrate.testing import assert_within_budget
+from serrate.testing.graphs import assert_captured
 
 pytestmark = pytest.mark.gpu
 
@@ -74,23 +75,15 @@ def test_a_captured_graph_follows_new_values_and_nothing_waits():
         return mixture_of_logits_top_k(*problem[:5], PUBLISHED.k, temperature=problem.temperature,
                                        implementation="triton", **filters._asdict())
 
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
-    for _ in range(2):
-        problem.item_components.copy_(torch.nn.functional.normalize(torch.randn_like(problem.item_components), dim=-1))
-        problem.query_gate.normal_()
-        filters.allowed.logical_not_()
-        graph.replay()
-        for replayed, eager in zip(captured, run(), strict=True):
-            assert torch.equal(replayed, eager)
+    def changes():
+        for _ in range(2):
+            components = torch.randn_like(problem.item_components)
+            problem.item_components.copy_(torch.nn.functional.normalize(components, dim=-1))
+            problem.query_gate.normal_()
+            filters.allowed.logical_not_()
+            yield
+
+    assert_captured(run, changes())
 
 
 def test_inductor_compiles_it_whole():

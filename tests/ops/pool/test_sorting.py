@@ -11,6 +11,7 @@ from serrate.errors import InvalidArgument
 from serrate.ops import implementations
 from serrate.ops.pool import top_n, unique
 from serrate.testing import jagged_tensors
+from serrate.testing.graphs import assert_captured
 
 every_implementation = pytest.mark.parametrize("name", [each.name for each in implementations("top_n")])
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -94,21 +95,12 @@ def test_nothing_waits_and_a_captured_graph_follows_new_rows():
     def both():
         return *top_n(ids, offsets, 3), *unique(ids, offsets)
 
-    both()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        both()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = both()
-    ids.copy_(torch.arange(9, device="cuda") // 2)
-    offsets.copy_(torch.tensor([0, 5, 9], device="cuda"))
-    graph.replay()
-    for replayed, eager in zip(captured, both(), strict=True):
-        assert torch.equal(replayed, eager)
+    def changes():
+        ids.copy_(torch.arange(9, device="cuda") // 2)
+        offsets.copy_(torch.tensor([0, 5, 9], device="cuda"))
+        yield
+
+    assert_captured(both, changes())
 
 
 IDS = torch.tensor([3, 3, 1])

@@ -5,6 +5,7 @@ import torch
 
 from serrate.ops.threshold import bench, select_above
 from serrate.ops.threshold.cases import Case
+from serrate.testing.graphs import assert_captured
 
 pytestmark = pytest.mark.gpu
 
@@ -31,21 +32,12 @@ def test_a_captured_graph_follows_new_thresholds_and_nothing_waits():
     def run():
         return select_above(*problem, threshold, capacity=300, implementation="triton")
 
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
-    for factor in (0.9, 1.2):
-        threshold.mul_(factor)
-        graph.replay()
-        for replayed, eager in zip(captured, run(), strict=True):
-            assert torch.equal(replayed, eager)
+    def changes():
+        for factor in (0.9, 1.2):
+            threshold.mul_(factor)
+            yield
+
+    assert_captured(run, changes())
 
 
 def test_inductor_compiles_it_whole():
