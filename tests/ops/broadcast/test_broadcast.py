@@ -302,6 +302,11 @@ def test_past_the_positions_nothing_is_read(name, device, monkeypatch):
         assert multiply(x, y, offsets, along=along, implementation=name)[3].tolist() == [0, 0]
         expected = torch.tensor([[2.0], [1], [1]] if along == "positions" else [[[1.0], [1], [1]], [[1], [0], [0]]])
         assert torch.equal(torch.autograd.grad(found.sum(), y)[0].cpu(), expected.expand(y.shape))
+        leaf = x.clone().requires_grad_()
+        product = multiply(leaf, y, offsets, along=along, implementation=name)
+        of_x, of_y = torch.autograd.grad(product.sum(), (leaf, y))
+        assert of_x.tolist() == [[2, 2], [2, 2], [2, 2], [0, 0], [2, 2]]
+        assert torch.equal(of_y.cpu(), expected.expand(y.shape))
 
 
 X, OFFSETS = torch.ones(3, 2, 4), torch.tensor([0, 1, 3])
