@@ -231,6 +231,16 @@ def test_evaluate_repeats_the_metrics_of_the_run(serrate, trained):
     assert again["rows"] == [row for row in kept["rows"] if row["split"] == "test"]
 
 
+def test_a_run_that_knows_its_users_is_evaluated_with_them(serrate, log, small, tmp_path):
+    mixture = ("model.similarity={kind: mol, query_components: 2, item_components: 1, component_width: 4, "
+               "gate_hidden: 4, query_hidden: 4, user_buckets: 30}")
+    assert serrate("train", "default", *small, mixture, "loss.kind=full-softmax", "--data", log,
+                   "--out", tmp_path / "run").code == 0
+    again = json.loads(serrate("evaluate", tmp_path / "run", "--json").out)
+    kept = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert again["rows"] == [row for row in kept["rows"] if row["split"] == "test"]
+
+
 def test_evaluate_on_validation_and_with_changes(serrate, trained):
     shown = json.loads(serrate("evaluate", trained, "--split", "validation", "--no-baselines", "--json").out)
     assert [(row["model"], row["split"]) for row in shown["rows"]] == [("transformer", "validation")]

@@ -1,10 +1,13 @@
 """A ranking run on the command line: an ads log, a recipe, scores of requests, a report."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from serrate.cli.main import main
+from serrate.data import data_of
 from serrate.run_folder import RunFolder
 
 SMALL = ["model.width=8", "model.top=[8]", "model.bottom=[8]", "evaluate.resamples=20", "train.device=cpu",
@@ -53,6 +56,22 @@ def test_the_run_says_how_good_it_is(ranked):
     assert "user + item" in page
 
 
+def test_a_run_is_measured_again_as_it_was(serrate, ranked):
+    outcome = serrate("evaluate", ranked, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    again, before = json.loads(outcome.out), RunFolder(ranked).read_metrics()
+    assert again["examples"]["test"] == before["examples"]["test"]
+    assert again["rows"] == [row for row in before["rows"] if row["split"] == "test"]
+    outcome = serrate("evaluate", ranked, "--split", "validation", "--no-baselines", "--set", "evaluate.resamples=5")
+    assert outcome.code == 0
+    assert "validation split" in outcome.out
+    assert "base rate" not in outcome.out
+
+
+def test_a_run_is_not_measured_on_other_data(refused, ranked, trained):
+    refused("evaluate", ranked, "--data", data_of(trained).path, words=["items are not those"])
+
+
 def test_what_is_wrong_with_requests_is_one_line(refused, ranked, requests, tmp_path):
     rows = pq.read_table(requests)
     pq.write_table(rows.drop_columns(["slot"]), tmp_path / "short.parquet")
@@ -68,4 +87,3 @@ def test_what_is_wrong_with_requests_is_one_line(refused, ranked, requests, tmp_
 def test_each_kind_of_run_has_commands_of_its_own(refused, ranked, trained, requests, tmp_path):
     refused("score", trained, requests, "--out", tmp_path / "out.parquet", words=["use serrate recommend"])
     refused("recommend", ranked, "--history", "1,2", words=["use serrate score"])
-    refused("evaluate", ranked, words=["use serrate score"])

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import SerrateError
-from . import bench, config, data, doctor, index, quickstart, recommend, run, score
+from . import bench, config, data, doctor, evaluate, index, quickstart, recommend, run, score
 from .groups import group
 
 # Typer brings its own copy of click, or uses an installed one: take the classes from what it exports.
@@ -22,7 +22,7 @@ app = group("Sequence recommenders without padding: from an event log to recomme
 app.command()(quickstart.quickstart)
 app.add_typer(data.app, name="data")
 app.command()(run.train)
-app.command()(run.evaluate)
+app.command()(evaluate.evaluate)
 app.command()(recommend.recommend)
 app.command()(score.score)
 app.command()(run.report)

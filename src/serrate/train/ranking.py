@@ -90,7 +90,7 @@ class Ranking:
     def measure(self, model: RankingModel) -> dict[str, Any]:
         """Measure the test samples with the model and with the rates that it has to beat."""
         parts, kind = self.parts, self.config.model.kind
-        predicted = {kind: self.predictions(model, parts.test), **self._baselines()}
+        predicted = {kind: self.predictions(model, parts.test), **self.baselines(parts.test)}
         own = predicted[kind]
         defined = [name for name in own.values() if name.rpartition(".")[2] in _COMPARED]
         return {
@@ -134,8 +134,8 @@ class Ranking:
         chosen = np.random.default_rng(self.config.seed).choice(samples.num_states, most, replace=False)
         return samples.select(np.sort(chosen))
 
-    def _baselines(self) -> dict[str, TaskPredictions]:
-        """Return what the rates say of the test samples."""
+    def baselines(self, samples: Samples) -> dict[str, TaskPredictions]:
+        """Return what the rates say of `samples`, none where the configuration asks for none."""
         if not self.config.evaluate.baselines:
             return {}
         parts, found = self.parts, {}
@@ -143,8 +143,8 @@ class Ranking:
             fitted = fit_rates(parts.train, self._truth(parts.train, task), parts.validation,
                                self._truth(parts.validation, task))
             for name, rate in fitted.items():
-                found.setdefault(name, {})[task] = rate(parts.test)
-        return {name: self._beside(each, parts.test) for name, each in found.items()}
+                found.setdefault(name, {})[task] = rate(samples)
+        return {name: self._beside(each, samples) for name, each in found.items()}
 
     def _beside(self, probabilities: dict[str, Tensor], samples: Samples) -> TaskPredictions:
         """Return probabilities `(M,)` of each task beside what came true."""
