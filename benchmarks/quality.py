@@ -67,11 +67,11 @@ def tested(folder: RunFolder, histories: Histories) -> Evaluation:
     """Rank the test examples once more with the model of a finished run."""
     predictor = Predictor.open(folder.path)
     config = next_item_run(read_run_config(predictor.config))
-    device, users = next(predictor.model.parameters()).device, histories.users
+    device = next(predictor.model.parameters()).device
     with autocast(config.train, device):
         return evaluate(predictor.model, histories, split(histories, config.split).test, config.evaluate,
                         max_length=config.model.max_length, device=device,
-                        user_keys=predictor.keys_of(users.decode(range(len(users))), len(users)))
+                        user_keys=predictor.keys_in(histories.users))
 
 
 def difference_rows(folders: dict[int, RunFolder], others: dict[int, RunFolder], histories: Histories, name: str,

@@ -71,10 +71,10 @@ def _of_next_item(run: Path, config: RunConfig, histories: Histories, part: str,
         raise InvalidData(f"{histories.path}: the model reads times, and this data set has none (columns.time)")
     parts = split(histories, config.split)
     examples, kind = getattr(parts, part), config.model.kind
-    device, users = next(predictor.model.parameters()).device, histories.users
+    device = next(predictor.model.parameters()).device
     evaluations = {kind: rank(predictor.model, histories, examples, config.evaluate,
                               max_length=config.model.max_length, device=device,
-                              user_keys=predictor.keys_of(users.decode(range(len(users))), len(users)))}
+                              user_keys=predictor.keys_in(histories.users))}
     refusals: list[str] = []
     if baselines:
         others, refusals = evaluate_baselines(histories, parts.train, examples, config.evaluate)

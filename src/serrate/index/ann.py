@@ -1,7 +1,6 @@
 """Approximate search with FAISS as stage one: its neighbours by a dot product, then the similarity on them."""
 
 import importlib
-import math
 import threading
 from types import ModuleType
 from typing import Any
@@ -67,10 +66,7 @@ class FaissIndex(Index):
                 rows = self._neighbours(segment, asked, open_)
                 parts.append(torch.where(rows >= 0, rows + start, -1))
         rows = torch.cat(parts, 1).to(corpus.device)
-        best = self._rescored(corpus, queries, rows, k, closed)
-        candidates = (rows >= 0).sum(1)
-        gap = torch.where(candidates >= closed.shared.num_open, 0.0, math.inf).to(best.scores.dtype)
-        return Found(best.scores, best.ids, candidates, closed.num_open, gap)
+        return self._passed_on(corpus, queries, rows, k, closed)
 
     def _neighbours(self, segment: Segment, asked: np.ndarray, open_: Tensor | None) -> Tensor:
         """Return the rows `(R, keep)` of the segment that FAISS finds, -1 for none."""

@@ -257,6 +257,13 @@ class Index:
             if kinds[0] != kinds[1]:
                 raise InvalidArgument("items", f"a side {name!r} as the index has it, {kinds[0]}", kinds[1])
 
+    def _passed_on(self, corpus: Corpus, queries: Sides, rows: Tensor, k: int, closed: QueryFilter) -> Found:
+        """Return the answer from what a stage one passed on, `rows` as of `_rescored`; certain where that is all."""
+        best = self._rescored(corpus, queries, rows, k, closed)
+        candidates = (rows >= 0).sum(1)
+        gap = torch.where(candidates >= closed.shared.num_open, 0.0, float("inf")).to(best.scores.dtype)
+        return Found(best.scores, best.ids, candidates, closed.num_open, gap)
+
     def _rescored(self, corpus: Corpus, queries: Sides, rows: Tensor, k: int, closed: QueryFilter) -> Best:
         """Return the best of candidates by the similarity.
 

@@ -12,11 +12,13 @@ from torch import Tensor
 from ..config import Config
 from ..errors import InvalidArgument
 from ..nn.similarity import Sides
-from ..ops.threshold import quantise, r_for, sample_positions, scores_of, select_above
+from ..ops.threshold import over_provisioned, quantise, r_for, sample_positions, scores_of, select_above
 from .base import Index
 from .best import Found
 from .corpus import Corpus, Filter, QueryFilter
 from .sides import mean_component, require
+
+_ROOM = 6.0  # deviations by which more than was asked for has place at once
 
 
 class HIndexerConfig(Config):
@@ -56,18 +58,10 @@ class HIndexer(Index):
         if self.config.keep < k:
             raise InvalidArgument("k", f"at most {self.config.keep:,}, which stage one keeps", k)
         values, scales = quantise(stage_one(queries))
-        wanted, slack = self._wanted()
-        rows = self._passed(corpus, (values, scales), closed.shared, wanted, math.ceil(wanted * slack))
-        best = self._rescored(corpus, queries, rows, k, closed)
-        candidates = (rows >= 0).sum(1)
-        everything = candidates >= closed.shared.num_open
-        gap = torch.where(everything, 0.0, float("inf")).to(best.scores.dtype)
-        return Found(best.scores, best.ids, candidates, closed.num_open, gap)
-
-    def _wanted(self) -> tuple[int, float]:
-        """Return how many items to ask for, and how many times as many there should be place for."""
-        deviation = 1 / math.sqrt(self.config.sample_rank)
-        return math.ceil(self.config.keep * (1 + self.config.margin * deviation)), 1 + 6 * deviation
+        rank = self.config.sample_rank
+        wanted = over_provisioned(self.config.keep, rank, self.config.margin)
+        rows = self._passed(corpus, (values, scales), closed.shared, wanted, over_provisioned(wanted, rank, _ROOM))
+        return self._passed_on(corpus, queries, rows, k, closed)
 
     def _passed(self, corpus: Corpus, query: tuple[Tensor, Tensor], shared: Filter, wanted: int,
                 capacity: int) -> Tensor:

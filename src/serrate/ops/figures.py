@@ -132,15 +132,16 @@ def beside_peers(rows: Sequence[Row]) -> str:
         return "Not measured yet."
     found = Found(rows)
     shown = [OURS, *found.peers]
-    replayed = ["graph_"] * any(row["metric"].startswith("graph_") for row in rows)
-    head = ["workload", "events", "limit", f"**{OURS}**", *("graph replayed" for _ in replayed), *found.peers,
-            f"{OURS} / best peer", "graph / limit" if replayed else f"{OURS} / limit",
-            "peak MiB: " + ", ".join(shown)]
+    prefix = "graph_" if any(row["metric"].startswith("graph_") for row in rows) else ""
+    own: dict[str, Sequence[str]] = {f"**{OURS}**": TIMES}
+    if prefix:
+        own["graph replayed"] = [prefix + metric for metric in TIMES]
+    head = ["workload", "events", "limit", *own, *found.peers, f"{OURS} / best peer",
+            f"{'graph' if prefix else OURS} / limit", "peak MiB: " + ", ".join(shown)]
     body = [[name, found.cell(name, "batch", ["events"]), found.cell(name, "limit", LIMITS),
-             found.cell(name, OURS, TIMES),
-             *(found.cell(name, OURS, [prefix + metric for metric in TIMES]) for prefix in replayed),
+             *(found.cell(name, OURS, metrics) for metrics in own.values()),
              *(found.cell(name, peer, TIMES) for peer in found.peers), found.to_best_peer(name),
-             found.to_limit(name, *replayed), ", ".join(found.cell(name, each, ["peak_mib"]) for each in shown)]
+             found.to_limit(name, prefix), ", ".join(found.cell(name, each, ["peak_mib"]) for each in shown)]
             for name in dict.fromkeys(row["workload"] for row in rows)]
     return table(head, body) + "\n\n" + origin(rows)
 

@@ -209,6 +209,10 @@ class Predictor:
             raise InvalidArgument("users", f"{rows} ids, one a history", len(known))
         return torch.where(known >= 0, self._user_keys[known], -1)
 
+    def keys_in(self, users: Vocabulary) -> Tensor | None:
+        """Return `(num_users,)` int64: `keys_of` all users of a data set; None for a model that reads no users."""
+        return None if self.users is None else self.keys_of(users.decode(range(len(users))), len(users))
+
     def _dense(self, argument: str, raw: Iterable[Any]) -> Tensor:
         if isinstance(raw, str | bytes) or not isinstance(raw, Iterable):
             raise InvalidArgument(argument, "a list of item ids", repr(raw))

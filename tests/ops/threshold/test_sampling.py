@@ -23,6 +23,7 @@ def test_ranks_by_hand():
     assert r_for(70, 40, 40) == 70
     assert over_provisioned(1000, 100) == 1300
     assert over_provisioned(1000, 9) == 2000
+    assert over_provisioned(1000, 100, 6.0) == 1600
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -25,12 +25,12 @@ def r_for(k: int, sample: int, total: int) -> int:
     return max(1, round(k * sample / total))
 
 
-def over_provisioned(k: int, r: int) -> int:
+def over_provisioned(k: int, r: int, deviations: float = 3.0) -> int:
     """Return how many items to ask for, by rank `r` in a sample, so that `k` pass almost surely: `k (1 + 3 / √r)`.
 
-    That is three standard deviations more.
+    That is three standard deviations more, or as many as are told.
     """
-    return math.ceil(k * (1 + 3 / math.sqrt(r)))
+    return math.ceil(k * (1 + deviations / math.sqrt(r)))
 
 
 def sample_positions(total: int, sample: int, *, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:

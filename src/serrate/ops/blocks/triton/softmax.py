@@ -170,8 +170,7 @@ def _over_queries(a, grad, out, offsets, blocks, P, B, steps, H, a_strides, g_st
             elif length <= 128:
                 _whole_keys(a, grad, out, first, held, length, block, H, a_strides[0], g_strides[0], 128, STRIP)
             else:
-                _long_keys(a, grad, out, first, held, length, block, H, a_strides[0], g_strides[0], 2048 // STRIP,
-                           STRIP)
+                _long_keys(a, grad, out, first, held, length, block, H, a_strides[0], g_strides[0], 64, STRIP)
 
 
 @triton.jit
