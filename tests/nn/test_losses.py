@@ -281,6 +281,35 @@ def test_a_mixture_of_logits_takes_the_place_of_the_product(loss, weighted):
     assert_same(got, total + penalty * own.sum(), parameters, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("loss", [FullSoftmax(temperature=0.5), SampledSoftmax(torch.ones(ITEMS), 5, temperature=0.5),
+                                  SampledSoftmax(torch.ones(ITEMS), 5, shared=False), BinaryCrossEntropy(ITEMS, 3)],
+                         ids=["full", "shared", "each", "bce"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_stage_one_learns_by_the_same_loss_beside_the_mixture(loss, weighted):
+    hidden, table, targets, weights = material(events=6, dtype=torch.float32)
+    weights = weights if weighted else None
+    similarity = mixture(stage_one_width=4)
+
+    def taught(similarity) -> torch.Tensor:
+        torch.manual_seed(1)
+        return loss(hidden, table, targets, weights, similarity=similarity)
+
+    class Alone(DotProduct):  # stage one by itself, on the same sides
+        def queries(self, x, users=None):
+            return {"vector": similarity.queries(x)["stage_one"]}
+
+        def items(self, table):
+            return {"vector": similarity.items(table)["stage_one"]}
+
+    both, alone = taught(similarity), taught(Alone())
+    similarity.stages = lambda: (similarity,)
+    leaves = [hidden, table, *similarity.query_first.parameters(), *similarity.item_first.parameters()]
+    gradients = (torch.autograd.grad(each, leaves, allow_unused=True) for each in (both, taught(similarity), alone))
+    torch.testing.assert_close(both, taught(similarity) + alone)
+    for together, without, own in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, own if without is None else without + own, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("items", "computed"), [(1000, 9), (13, 13)], ids=["distinct ones", "all, being fewer"])
 def test_the_side_of_an_item_is_computed_once_a_step(items, computed):
     hidden, table, _, _ = material(events=20, dtype=torch.float32, items=items)

@@ -65,7 +65,7 @@ class FaissIndex(Index):
             if len(segment) and len(asked):
                 rows = self._neighbours(segment, asked, open_)
                 parts.append(torch.where(rows >= 0, rows + start, -1))
-        rows = torch.cat(parts, 1).to(corpus.device)
+        rows = torch.cat(parts, 1).to(corpus.device).sort(dim=1).values
         return self._passed_on(corpus, queries, rows, k, closed)
 
     def _neighbours(self, segment: Segment, asked: np.ndarray, open_: Tensor | None) -> Tensor:

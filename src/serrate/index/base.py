@@ -267,7 +267,8 @@ class Index:
     def _rescored(self, corpus: Corpus, queries: Sides, rows: Tensor, k: int, closed: QueryFilter) -> Best:
         """Return the best of candidates by the similarity.
 
-        `rows` `(R, M)` are rows of the corpus that are open to all queries, none twice for a query, -1 for none.
+        `rows` `(R, M)` are rows of the corpus that are open to all queries, ascending, none twice for a query, -1 for
+        none wherever it stands.
         """
         best = Best(len(rows), k, rows.device)
         alone = len(corpus.segments) == 1  # whose items are read where they lie; else they are gathered
@@ -275,11 +276,12 @@ class Index:
         width = max(1, most // max(1, len(rows)))
         for start in range(0, rows.shape[1] if len(corpus) else 0, width):
             part = rows[:, start : start + width]
-            ids, order = corpus.ids_at(part).sort(dim=1)
-            part = part.gather(1, order)
-            if alone:
+            ids = corpus.ids_at(part)
+            if alone:  # ids ascend as rows do
                 scores = self.similarity.score_rows(queries, corpus.segments[0].sides, part)
             else:
+                ids, order = ids.sort(dim=1)
+                part = part.gather(1, order)
                 scores = self.similarity.score_each(queries, corpus.sides_at(part))
             best.add(closed.close_rows(part, scores.float()), ids)
         return best

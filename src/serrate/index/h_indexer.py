@@ -4,6 +4,8 @@ Source: Jiaqi Zhai et al., "Revisiting Neural Retrieval on Accelerators", KDD 20
 """
 
 import math
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from ..config import Config
 from ..errors import InvalidArgument
-from ..nn.similarity import Sides
+from ..nn.similarity import Sides, Similarity
+from ..nn.similarity.base import count
 from ..ops.threshold import over_provisioned, quantise, r_for, sample_positions, scores_of, select_above
 from .base import Index
 from .best import Found
@@ -46,6 +49,10 @@ class HIndexer(Index):
     kind = "h-indexer"
     config_type = HIndexerConfig
     config: HIndexerConfig
+
+    def __init__(self, similarity: Similarity, config: Any = None):
+        super().__init__(similarity, config)
+        self._samples: WeakKeyDictionary[Corpus, Sides] = WeakKeyDictionary()  # of all items, as most queries want it
 
     def _check(self, argument: str, sides: Sides) -> None:
         require(argument, sides, self.kind, ("stage_one", "components", "vector"))
@@ -85,12 +92,23 @@ class HIndexer(Index):
         """Return the score `(R,)` that about `wanted` open items reach; `-inf` where all may pass."""
         if shared.num_open <= wanted:
             return torch.full_like(query[1], -float("inf"))
-        sample = min(shared.num_open, math.ceil(self.config.sample_rank * shared.num_open / wanted))
-        rank = r_for(wanted, sample, shared.num_open)
-        places = sample_positions(shared.num_open, sample, seed=self.config.seed, device=corpus.device)
-        drawn = corpus.derived_at(shared.open_rows(places))
+        drawn = self._sample(corpus, shared, wanted)
+        sample = count(drawn)
         scores = scores_of(*query, drawn["values"], drawn["scales"], torch.arange(sample, device=corpus.device))
+        rank = r_for(wanted, sample, shared.num_open)
         return scores.topk(rank, dim=1, sorted=False).values.amin(1)
+
+    def _sample(self, corpus: Corpus, shared: Filter, wanted: int) -> Sides:
+        """Return what stage one reads of some open items: of so many that the threshold has the rank told."""
+        unfiltered = shared.num_open == len(corpus)
+        drawn = self._samples.get(corpus) if unfiltered else None
+        if drawn is None:
+            sample = min(shared.num_open, math.ceil(self.config.sample_rank * shared.num_open / wanted))
+            places = sample_positions(shared.num_open, sample, seed=self.config.seed, device=corpus.device)
+            drawn = corpus.derived_at(shared.open_rows(places))
+            if unfiltered:
+                self._samples[corpus] = drawn
+        return drawn
 
 
 def stage_one(sides: Sides) -> Tensor:

@@ -25,6 +25,9 @@ class MixtureOfLogitsConfig(Config):
         default=0.5, ge=0, lt=1, description="how often training takes the unknown user in place of a query's own")
     load_balancing: float = Field(default=0.001, ge=0, description="weight of the penalty on logits that go unused")
     user_penalty: float = Field(default=0.1, ge=0, description="weight of the squared length of the users' vectors")
+    stage_one_width: int = Field(
+        default=0, ge=0, description="of one more vector of each side, learnt to find candidates, for an h-indexer or "
+                                     "FAISS; 0: none, and these read the mean of the components")
 
     @model_validator(mode="after")
     def _users_have_one_component(self) -> Self:

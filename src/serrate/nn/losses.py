@@ -5,6 +5,7 @@ Shapes throughout: `hidden` `(T, E)`, `table` `(V, E)` item vectors, `targets` `
 the product `hidden[t] · table[i]` unless another one is given. `users` `(T,)` int64 go to the similarity, see there.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,11 +42,16 @@ class FullSoftmax(nn.Module):
     def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None, *,
                 similarity: Similarity | None = None, users: Tensor | None = None) -> Tensor:
         """Return the scalar `-Σ weights · log softmax(logits)[target]`, float32 (float64 for float64)."""
-        if similarity is not None:
-            if not isinstance(similarity, DotProduct):
-                return self._by_pairs(similarity, similarity.queries(hidden, users), similarity.items(table), targets,
-                                      weights, users)
-            hidden, table = similarity.queries(hidden)["vector"], similarity.items(table)["vector"]
+        if similarity is None:
+            return self._of_products(hidden, table, targets, weights)
+        queries, items = similarity.queries(hidden, users), similarity.items(table)
+        losses = [
+            self._of_products(queries[stage.part], items[stage.part], targets, weights)
+            if isinstance(stage, DotProduct) else self._by_pairs(stage, queries, items, targets, weights)
+            for stage in similarity.stages()]
+        return sum(losses) + _penalty(similarity, queries, take(items, targets), users, weights)
+
+    def _of_products(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         most = self.chunk_logits or _CHUNK_LOGITS.get(hidden.device.type, 2**27)
         chunk = max(1, most // max(1, table.shape[0]))
         if torch.is_autocast_enabled(hidden.device.type):
@@ -56,7 +62,7 @@ class FullSoftmax(nn.Module):
         return loss
 
     def _by_pairs(self, similarity: Similarity, queries: Sides, items: Sides, targets: Tensor,
-                  weights: Tensor | None, users: Tensor | None) -> Tensor:
+                  weights: Tensor | None) -> Tensor:
         def of(part: slice) -> Tensor:
             logits = similarity.score({name: side[part] for name, side in queries.items()}, items) / self.temperature
             losses = logits.logsumexp(1) - logits.gather(1, targets[part, None])[:, 0]
@@ -65,8 +71,7 @@ class FullSoftmax(nn.Module):
         most = self.chunk_logits or _CHUNK_PAIRS.get(targets.device.type, 2**21)
         step = max(1, most // max(1, count(items)))
         parts = [slice(start, start + step) for start in range(0, max(1, len(targets)), step)]
-        total = torch.stack([checkpoint(of, part, use_reentrant=False) for part in parts]).sum()
-        return total + _penalty(similarity, queries, take(items, targets), users, weights)
+        return torch.stack([checkpoint(of, part, use_reentrant=False) for part in parts]).sum()
 
 
 class SampledSoftmax(nn.Module):
@@ -101,11 +106,11 @@ class SampledSoftmax(nn.Module):
                 similarity: Similarity | None = None, users: Tensor | None = None) -> Tensor:
         """Return the scalar weighted sum; draws from torch's global generator."""
         ids, correction = self._draw(targets)
-        pairs = _Pairs(similarity, hidden, users, table, (targets, ids))
-        positive = pairs.positive / self.temperature
-        negative = pairs.negative / self.temperature - correction
-        logits = torch.cat([positive[:, None], negative.masked_fill(pairs.hits, float("-inf"))], 1)
-        return pairs.total(logits.logsumexp(1) - positive, weights)
+        def losses(positive: Tensor, negative: Tensor) -> Tensor:
+            logits = torch.cat([positive[:, None], negative - correction], 1)
+            return logits.logsumexp(1) - positive
+
+        return _Pairs(similarity, hidden, users, table, (targets, ids)).total(losses, self.temperature, weights)
 
     def _draw(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return ids `(K,)` (or `(T, K)` per event) and their `log(K q)`, same shape."""
@@ -136,39 +141,48 @@ class BinaryCrossEntropy(nn.Module):
                 similarity: Similarity | None = None, users: Tensor | None = None) -> Tensor:
         """Return the scalar weighted sum over the `(T,)` events; draws from torch's global generator."""
         ids = torch.randint(self.num_items, (targets.shape[0], self.negatives), device=targets.device)
-        pairs = _Pairs(similarity, hidden, users, table, (targets, ids))
-        positive = pairs.positive / self.temperature
-        negative = (pairs.negative / self.temperature).masked_fill(pairs.hits, float("-inf"))
-        return pairs.total(F.softplus(-positive) + F.softplus(negative).sum(1), weights)
+        def losses(positive: Tensor, negative: Tensor) -> Tensor:
+            return F.softplus(-positive) + F.softplus(negative).sum(1)
+
+        return _Pairs(similarity, hidden, users, table, (targets, ids)).total(losses, self.temperature, weights)
 
 
 class _Pairs:
-    """Scores of `T` events with their targets and with negatives, the side of an item computed once for all of them.
+    """`T` events with their targets and with negatives, the side of an item computed once for all of them.
 
-    Attributes:
-        positive: `(T,)` scores of the targets.
-        negative: `(T, K)` scores of the negatives.
-        hits: `(T, K)`, which negatives are the target of their event.
+    Args:
+        similarity: whose sides are made and whose stages are taught; None: the dot product.
+        hidden: outputs of the encoder `(T, E)`.
+        users: whose events these are, `(T,)`, or None.
+        table: item vectors `(V, E)`.
+        ids: of the targets `(T,)`, of the negatives `(K,)` for all events or `(T, K)` for each.
     """
 
     def __init__(self, similarity: Similarity | None, hidden: Tensor, users: Tensor | None, table: Tensor,
                  ids: tuple[Tensor, Tensor]):
         self._similarity = similarity = similarity or DotProduct()
         self._users = users
-        targets, negatives = ids
         self._queries = similarity.queries(hidden, users)
-        self._targets, drawn = _sides(similarity, table, *ids)
-        self.positive = similarity.score_each(
-            self._queries, {name: side[:, None] for name, side in self._targets.items()})[:, 0]
-        together = negatives.dim() == 1
-        self.negative = similarity.score(self._queries, drawn) if together else (
-            similarity.score_each(self._queries, drawn))
-        self.hits = negatives == targets[:, None]
+        self._targets, self._drawn = _sides(similarity, table, *ids)
+        self._together = ids[1].dim() == 1
+        self._hits = ids[1] == ids[0][:, None]
 
-    def total(self, losses: Tensor, weights: Tensor | None) -> Tensor:
-        """Return the weighted sum of `losses` `(T,)` and of what the similarity adds to each; `weights` `(T,)`."""
-        penalty = _penalty(self._similarity, self._queries, self._targets, self._users, weights)
-        return _weighted_sum(losses, weights) + penalty
+    def total(self, losses: Callable[[Tensor, Tensor], Tensor], temperature: float, weights: Tensor | None) -> Tensor:
+        """Return the weighted sum of `losses` of each stage, and what the similarity adds; `weights` `(T,)`.
+
+        `losses` makes `(T,)` of logits of targets `(T,)` and of negatives `(T, K)`, `-inf` of one that is the target.
+        """
+        total = torch.zeros((), device=self._hits.device)
+        for stage in self._similarity.stages():
+            positive, negative = self._scores(stage)
+            negative = (negative / temperature).masked_fill(self._hits, float("-inf"))
+            total = total + _weighted_sum(losses(positive / temperature, negative), weights)
+        return total + _penalty(self._similarity, self._queries, self._targets, self._users, weights)
+
+    def _scores(self, stage: Similarity) -> tuple[Tensor, Tensor]:
+        targets = {name: side[:, None] for name, side in self._targets.items()}
+        score = stage.score if self._together else stage.score_each
+        return stage.score_each(self._queries, targets)[:, 0], score(self._queries, self._drawn)
 
 
 def _penalty(similarity: Similarity, queries: Sides, targets: Sides, users: Tensor | None,

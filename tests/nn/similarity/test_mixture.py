@@ -256,6 +256,21 @@ def test_the_penalty_is_balance_and_the_lengths_of_users():
     assert nobody == pytest.approx(expected - 0.2 * mean, rel=1e-6)
 
 
+def test_stage_one_scores_by_the_cosine_of_a_vector_of_its_own_on_each_side():
+    similarity = made(replace(SMALL, stage_one_width=3))
+    x, table = given_(4, 5)
+    queries, items = similarity.queries(x), similarity.items(table)
+    itself, first = similarity.stages()
+    assert itself is similarity
+    asked, found = ([unit(linear(layer, row)) for row in rows.tolist()]
+                    for layer, rows in ((similarity.query_first, x), (similarity.item_first, table)))
+    expected = [[sum(a * b for a, b in zip(q, t, strict=True)) / 0.5 for t in found] for q in asked]
+    torch.testing.assert_close(first.score(queries, items), torch.tensor(expected, dtype=torch.float64))
+    without = made()
+    assert without.stages() == (without,)
+    assert "stage_one" not in without.queries(x)
+
+
 def test_dropped_shares_still_add_up_to_one():
     similarity = made(replace(SMALL, gate_dropout=0.5)).train()
     shares = similarity._shares(torch.zeros(500, 6, dtype=torch.float64), *torch.randn(2, 6, dtype=torch.float64))
@@ -345,6 +360,7 @@ def test_at_the_start_all_logits_weigh_nearly_alike():
     ({"temperature": 0.0}, "temperature: expected a number above 0, got 0.0"),
     ({"temperature": math.nan}, "temperature: expected a number above 0, got nan"),
     ({"user_buckets": -1}, "user_buckets: expected 0 or more, got -1"),
+    ({"stage_one_width": -2}, "stage_one_width: expected 0 or more, got -2"),
     ({"user_buckets": 3, "query_components": 1}, "query_components: expected 2 or more with users"),
 ])  # fmt: skip
 def test_sizes_that_cannot_be_are_refused(changes, message):

@@ -1,7 +1,7 @@
 """What every similarity promises, so that losses, models and indexes work with any: two sides, and scores of pairs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,16 @@ class Similarity(nn.Module):
 
     What depends on one of them alone belongs into its side: the side of an item is computed once for many queries, in
     training once for each distinct item of a step. A similarity of your own has `queries`, `items` and `score_each`;
-    `score` where all pairs together are cheaper than one by one; `penalty` where training needs more than its scores.
+    `score` where all pairs together are cheaper than one by one; `penalty` where training needs more than its scores;
+    `stages` where a cheaper one is to be learnt beside it.
     """
+
+    def stages(self) -> "Sequence[Similarity]":
+        """Return the similarities that a loss teaches on the sides that this one makes: itself, and what else there is.
+
+        A cheap one that finds candidates for this one reads a part of the sides of its own.
+        """
+        return (self,)
 
     def queries(self, x: Tensor, users: Tensor | None = None) -> Sides:
         """Return the side of queries, every part `(R, …)`.

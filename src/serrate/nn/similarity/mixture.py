@@ -8,6 +8,7 @@ unknown user has a component of its own, which learns; the balance of the gate i
 own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ...errors import InvalidArgument
 from ...ops.mixture_of_logits import Gate, mixture_of_logits, mixture_of_logits_each, mixture_of_logits_top_k
 from .base import Sides, Similarity
+from .dot import DotProduct
 
 _EPS = 1e-6  # of norms, of a gate that dropout emptied, of logarithms
 _SPREAD = 0.02  # standard deviation of new embeddings, and of what makes a new gate
@@ -39,6 +41,8 @@ class MixtureOptions:
         user_dropout: how often training takes the unknown in place of a query's user, so that it is learnt too.
         load_balancing: weight of the penalty on a gate that leaves logits unused, see `balance`.
         user_penalty: weight of the squared length of the vectors of users.
+        stage_one_width: of one more vector of each side, whose cosines are to find candidates for the mixture and are
+            learnt with it; 0: none.
     """
 
     query_components: int = 8
@@ -53,6 +57,7 @@ class MixtureOptions:
     user_dropout: float = 0.5
     load_balancing: float = 0.001
     user_penalty: float = 0.1
+    stage_one_width: int = 0
 
     @property
     def logits(self) -> int:
@@ -70,7 +75,7 @@ class MixtureOfLogits(Similarity):
     so a score is never above the largest of its logits, and these are within ±1/τ. The sides of queries are
     `components` `(R, P_Q, d)` and `gate` `(R, P)`, which is `a`; those of items `components` `(V, P_X, d)` and `gate`
     `(V, P)`, which is `b`. Logit `n · P_X + m` is that of components n and m. Only `c`, `cross` below, runs for every
-    pair.
+    pair. With a stage one both have `stage_one` `(·, d₁)` too, whose product is a cosine over the temperature.
 
     A user is known by a key, any whole number from 0 on: it reads row `1 + key % user_buckets` of the table of users,
     so keys below `user_buckets` have a row each. Row 0 is the unknown user's: it stands for negative keys, for queries
@@ -97,6 +102,9 @@ class MixtureOfLogits(Similarity):
             nn.Sequential(nn.Linear(inputs, options.gate_hidden), nn.SiLU(),
                           nn.Linear(options.gate_hidden, options.logits, bias=biased))
             for inputs, biased in ((width, False), (width, False), (options.logits, True)))
+        first = options.stage_one_width
+        self.first_stage = DotProduct(part="stage_one") if first else None
+        self.query_first, self.item_first = (nn.Linear(width, first) if first else None for _ in range(2))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)
@@ -124,12 +132,22 @@ class MixtureOfLogits(Similarity):
             if self.training:
                 rows = rows.masked_fill(torch.rand(rows.shape, device=rows.device) < self.options.user_dropout, 0)
             components = torch.cat([components, self.user(rows)[:, None].to(components.dtype)], 1)
-        return {"components": _normalised(components), "gate": self.query_gate(x)}
+        sides = {"components": _normalised(components), "gate": self.query_gate(x)}
+        if self.query_first is not None:
+            sides["stage_one"] = _normalised(self.query_first(x)) / self.temperature
+        return sides
 
     def items(self, table: Tensor) -> Sides:
         """Return the components `(V, P_X, d)` and the gate `(V, P)` of item vectors `table` `(V, E)`."""
         components = self.item(table).unflatten(-1, (-1, self.options.component_width))
-        return {"components": _normalised(components), "gate": self.item_gate(table)}
+        sides = {"components": _normalised(components), "gate": self.item_gate(table)}
+        if self.item_first is not None:
+            sides["stage_one"] = _normalised(self.item_first(table))
+        return sides
+
+    def stages(self) -> Sequence[Similarity]:
+        """Return the mixture, and what finds candidates for it, where there is such a thing."""
+        return (self,) if self.first_stage is None else (self, self.first_stage)
 
     def score(self, queries: Sides, items: Sides) -> Tensor:
         """Return `(R, V)`, every query with every item, float32 (float64 of float64).
@@ -257,7 +275,8 @@ def _check(options: MixtureOptions) -> None:
             raise InvalidArgument(name, "at least 1", getattr(options, name))
     if not options.temperature > 0:
         raise InvalidArgument("temperature", "a number above 0", options.temperature)
-    if options.user_buckets < 0:
-        raise InvalidArgument("user_buckets", "0 or more", options.user_buckets)
+    for name in ("user_buckets", "stage_one_width"):
+        if getattr(options, name) < 0:
+            raise InvalidArgument(name, "0 or more", getattr(options, name))
     if options.user_buckets and options.query_components < 2:
         raise InvalidArgument("query_components", "2 or more with users, one of which is theirs", 1)

@@ -1,0 +1,141 @@
+"""Indexes of a mixture of logits on a GPU: candidates by component of 700,000 items, and two stages over 100 million.
+
+    python benchmarks/index_gpu.py candidates corpus --out benchmarks/index-h200.json
+
+Items, queries and mixture are those of `planted.py`, in bfloat16. Recall is the share of the mixture's own best 100,
+which are found by scoring every item. Beside candidates stands a brute force by torch's own operations, beside the two
+stages the same second stage behind torch's product of the vectors of stage one in bfloat16 and its `topk`: what one
+would write who has no index, with as many candidates.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import ledger
+import torch
+from planted import SHAPE, planted, trained
+from torch import Tensor
+
+from serrate.index import ComponentIndex, ExactIndex, HIndexer, Index
+from serrate.index.measure import recall
+from serrate.nn.similarity import MixtureOfLogits, Sides
+from serrate.ops.measure import milliseconds
+from serrate.ops.mixture_of_logits.api import Gate, Problem
+from serrate.ops.mixture_of_logits.bench import eagerly
+
+LEDGER = Path(__file__).parent / "index-h200.json"
+K = 100
+COMBINED = [(50, 500), (200, 2_000), (500, 5_000), (1_000, 10_000), (2_000, 20_000)]  # of each component, of the mean
+KEPT = [10_000, 30_000, 100_000, 300_000, 1_000_000]
+AS_STATED = 100_000
+_PAIRS = 2**19  # that the brute force scores at a time: the hidden numbers of so many take 128 MiB
+
+Search = Callable[[Sides], Tensor]
+
+
+class Bench:
+    """One corpus on a GPU, the exact answers, and the rows of what is measured.
+
+    Args:
+        items: how many.
+        queries: how many, the largest batch.
+        out: the ledger.
+    """
+
+    def __init__(self, items: int, queries: int, out: Path):
+        similarity = trained("cuda")
+        self.workload = f"{items:,} items, mixture {SHAPE}, k {K}"
+        self.out = out
+        draw = torch.Generator("cuda").manual_seed(1)
+        sides, self.queries = planted(similarity, items, queries, draw, torch.bfloat16)
+        self.exact = ExactIndex.build(similarity, sides)
+        self.truth = self.exact.search(self.queries, K).ids
+
+    def some(self, number: int) -> Sides:
+        """Return the sides of the first queries."""
+        return {name: side[:number] for name, side in self.queries.items()}
+
+    def tell(self, name: str, search: Search, batches: list[int], **more: tuple[float, str]) -> None:
+        """Measure a search at some numbers of queries, print it and write the rows."""
+        found = torch.cat([search({part: side[row : row + max(batches)] for part, side in self.queries.items()})
+                           for row in range(0, len(self.truth), max(batches))])
+        figures = {"recall": (float(recall(found, self.truth).mean()), "share"), **more}
+        for batch in batches:
+            some = self.some(batch)
+            figures[f"batch_{batch}_ms"] = (milliseconds(lambda some=some: search(some)), "ms")
+        shown = "  ".join(f"{metric} {value:.4g}" for metric, (value, _) in figures.items())
+        print(f"{name:48} {shown}", flush=True)
+        ledger.write(self.out, [ledger.row("index", self.workload, name, metric, round(value, 5), unit)
+                                for metric, (value, unit) in figures.items() if math.isfinite(value)])
+
+
+def candidates(out: Path) -> None:
+    """Candidates by component beside exact search and beside brute force."""
+    bench = Bench(700_000, 32, out)
+    bench.tell("brute force, torch", lambda some: brute_force(bench.exact, some), [32])
+    bench.tell("serrate exact", of(bench.exact), [32])
+    for each, mean in COMBINED:
+        index = ComponentIndex.over(bench.exact, {"each": each, "mean": mean})
+        share = float(index.search(bench.queries, K).share.mean())
+        bench.tell(f"serrate component each={each} mean={mean}", of(index), [32], scored=(share, "share"))
+
+
+def corpus(out: Path, items: int = 100_000_000) -> None:
+    """Two stages, by how many candidates and queries."""
+    bench = Bench(items, 128, out)
+    for keep in KEPT:
+        index = HIndexer.over(bench.exact, {"keep": keep})
+        torch.cuda.reset_peak_memory_stats()
+        share = float(index.search(bench.queries, K).share.mean())
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        bench.tell(f"serrate h-indexer keep={keep}", of(index), [1, 8, 32, 128] if keep == AS_STATED else [1, 32],
+                   scored=(share, "share"), index_gib=(index.num_bytes / 2**30, "GiB"), peak_gib=(peak, "GiB"))
+        del index
+    bench.tell(f"product and topk, torch, keep={AS_STATED}", lambda some: by_products(bench.exact, some), [1, 8])
+
+
+def of(index: Index) -> Search:
+    """Return the search of an index for its best ids."""
+    return lambda some: index.search(some, K).ids
+
+
+def brute_force(index: Index, queries: Sides) -> Tensor:
+    """Return the best ids by torch's own operations: all scores, of some items at a time."""
+    assert isinstance(index.similarity, MixtureOfLogits)
+    items, rows = index._corpus.segments[0].sides, len(queries["gate"])
+    scores = torch.empty(rows, len(index), device="cuda")
+    with torch.no_grad():
+        for start in range(0, len(index), _PAIRS // rows):
+            part = slice(start, start + _PAIRS // rows)
+            f, a, g, b, gate = index.similarity._operands(queries, {name: side[part] for name, side in items.items()})
+            low = Gate(*(each.bfloat16() for each in gate))
+            scores[:, part] = eagerly(Problem(f, a, g, b, low, index.similarity.temperature))
+    return scores.topk(K).indices
+
+
+def by_products(index: Index, queries: Sides) -> Tensor:
+    """Return the best ids of as many candidates as stage one keeps, found by a product with all items."""
+    items = index._corpus.segments[0].sides
+    with torch.no_grad():
+        rows = (queries["stage_one"] @ items["stage_one"].T).topk(AS_STATED, sorted=False).indices
+        scores = index.similarity.score_rows(queries, items, rows)
+    return rows.gather(1, scores.topk(K).indices)
+
+
+PARTS: dict[str, Callable[[Path], None]] = {"candidates": candidates, "corpus": corpus}
+
+
+def main() -> None:
+    """Measure the parts that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[*PARTS])
+    parser.add_argument("--out", type=Path, default=LEDGER)
+    arguments = parser.parse_args()
+    for name in arguments.parts:
+        PARTS[name](arguments.out)
+
+
+if __name__ == "__main__":
+    main()
