@@ -316,19 +316,21 @@ def test_bfloat16_is_served_on_the_cpu_too(histories, small, tmp_path):
     assert np.isfinite(losses(tmp_path / "run")).all()
 
 
-def test_a_compiled_run_is_the_same_and_is_compiled_once(histories, small, tmp_path, monkeypatch):
-    seen = []
+@pytest.mark.parametrize(("similarity", "times"), [("dot", 1), ({"kind": "mol", "component_width": 4}, 2)])
+def test_a_compiled_run_is_the_same_and_is_compiled_once(histories, small, tmp_path, monkeypatch, similarity, times):
+    """The model, and what a mixture computes for every pair, which losses call past the model."""
+    seen, model = [], {"similarity": similarity}
     compiled = torch.compile
 
     def compile_(function, **options):
         seen.append(options)
         return compiled(function, backend="eager", **options)  # there may be no compiler here
 
-    train(small(), histories, tmp_path / "plain")
+    train(small(model=model), histories, tmp_path / "plain")
     monkeypatch.setattr(torch, "compile", compile_)
-    train(small(train={"compile": True}), histories, tmp_path / "compiled")
+    train(small(model=model, train={"compile": True}), histories, tmp_path / "compiled")
     torch.compiler.reset()
-    assert seen == [{"dynamic": True}]
+    assert seen == [{"dynamic": True}] * times
     assert losses(tmp_path / "compiled") == losses(tmp_path / "plain")
     weights = [load_file(tmp_path / run / "model.safetensors") for run in ("plain", "compiled")]
     assert weights[0].keys() == weights[1].keys()

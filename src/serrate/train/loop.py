@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data import Histories, shard
 from ..distributed import World, sum_gradients
 from ..errors import InvalidConfig
-from ..nn import EmbeddingTables
+from ..nn import EmbeddingTables, Similarity
 from ..run_folder import RunFolder
 from . import checkpoint
 from .config import AnyRunConfig
@@ -51,6 +51,9 @@ class Trainer:
         train = config.train
         if train.compile:
             self.model.compile(dynamic=True)  # in place: its weights keep their names
+            for module in self.model.modules():
+                if isinstance(module, Similarity):  # losses call it, past the model
+                    module.compile(dynamic=True)
         self.optimizer = torch.optim.AdamW(
             _groups(self.model, train.weight_decay), lr=train.learning_rate, betas=train.betas)
         self.position = checkpoint.Position()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,12 @@ class Similarity(nn.Module):
         A cheap one that finds candidates for this one reads a part of the sides of its own.
         """
         return (self,)
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Let `torch.compile` fuse, in place, what training computes for every pair; here nothing.
+
+        Arguments are those of `torch.compile`. There is no `forward` that `nn.Module.compile` could mean.
+        """
 
     def queries(self, x: Tensor, users: Tensor | None = None) -> Sides:
         """Return the side of queries, every part `(R, …)`.

@@ -10,6 +10,7 @@ own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +121,10 @@ class MixtureOfLogits(Similarity):
     def temperature(self) -> float:
         """By what the products of components are divided."""
         return self.options.temperature
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Let `torch.compile` fuse the gate and the mixture, in place; its arguments."""
+        setattr(self, "_mixture", torch.compile(self._mixture, *arguments, **options))  # noqa: B010 - a method's place
 
     def queries(self, x: Tensor, users: Tensor | None = None) -> Sides:
         """Return the components `(R, P_Q, d)` and the gate `(R, P)` of outputs `x` `(R, E)`.
