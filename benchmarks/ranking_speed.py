@@ -106,7 +106,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
 # --- what is measured ---
 
 
-Model = Callable[[], Tensor]
+Model = Callable[[RankingBatch], Callable[[], Tensor]]  # what computes the outputs of a batch, its preparation done
 
 
 def autocast(device: str) -> torch.autocast:
@@ -114,27 +114,30 @@ def autocast(device: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
 
-def systems(model: RankingModel, batch: RankingBatch, device: str) -> dict[str, Callable[[], Model]]:
-    """Return by name what makes the model over a batch: ours, and the padded ones of the same weights."""
-    padded = ranking_models.PaddedBatch.of(batch)
+def systems(model: RankingModel, device: str) -> dict[str, Callable[[], Model]]:
+    """Return by name what makes the model: ours, and the padded ones of the same weights."""
+    def over(module: nn.Module | Callable, of: Callable[[RankingBatch], object] = lambda batch: batch) -> Model:
+        def prepared(batch: RankingBatch) -> Callable[[], Tensor]:
+            given = of(batch)
 
-    def over(module: nn.Module | Callable, given: object) -> Model:
-        def run() -> Tensor:
-            with autocast(device):
-                return module(given)
+            def run() -> Tensor:
+                with autocast(device):
+                    return module(given)
 
-        return run
+            return run
 
-    plain = partial(ranking_models.PaddedRanker, model)
-    return {"serrate": lambda: over(model, batch),
-            "serrate, compiled": lambda: over(torch.compile(model, dynamic=True), batch),
+        return prepared
+
+    padded, plain = ranking_models.PaddedBatch.of, partial(ranking_models.PaddedRanker, model)
+    return {"serrate": lambda: over(model),
+            "serrate, compiled": lambda: over(torch.compile(model, dynamic=True)),
             "padded": lambda: over(plain(written), padded),
             "padded, compiled": lambda: over(torch.compile(plain(written), dynamic=False), padded),
             "padded, fused attention": lambda: over(plain(fused), padded),
             "padded, fused attention, compiled": lambda: over(torch.compile(plain(fused), dynamic=False), padded)}
 
 
-def step_of(model: RankingModel, run: Model, batch: RankingBatch) -> Callable[[], None]:
+def step_of(model: RankingModel, run: Callable[[], Tensor], batch: RankingBatch) -> Callable[[], None]:
     """Return a training step: forward, backward, AdamW."""
     targets = model.targets(batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=batch.device.type == "cuda")
@@ -147,7 +150,7 @@ def step_of(model: RankingModel, run: Model, batch: RankingBatch) -> Callable[[]
     return step
 
 
-def taken(model: RankingModel, run: Model, batch: RankingBatch, device: str) -> Figures:
+def taken(model: RankingModel, run: Callable[[], Tensor], batch: RankingBatch, device: str) -> Figures:
     """Return requests a second and what activations take at most, in training and in inference."""
     step = step_of(model, run, batch)
 
@@ -185,22 +188,24 @@ def compare(workload: str, fill: float, longest: int, only: tuple[str, ...] = ()
             requests: int = REQUESTS, shown: int = SHOWN) -> Rows:
     """Check ours, then measure it and its peers; return rows of figures."""
     config, model = made(longest, device)
-    few = make(config, 8, 5, fill, device)
-    peers = systems(model, few, device)
+    few, batch = make(config, 8, 5, fill, device), make(config, requests, shown, fill, device)
+    peers = systems(model, device)
     with torch.no_grad():
-        expected = peers["padded"]()()
-        for name in ("serrate", "serrate, compiled", "padded, fused attention"):
-            measure.require(f"{workload}, {name}", relative_error([peers[name]()()], [expected]),
-                            TOLERANCE if device == "cuda" else 1e-4)
-    batch = make(config, requests, shown, fill, device)
+        expected = peers["padded"]()(few)()
     events = sum(history.num_events for history in batch.histories.values())
     measure.tell(f"{workload}: {requests} requests, {shown} candidates each, {events:,} events")
     found: dict[str, Figures] = {"batch": {"events": events}}
-    for name, prepare in systems(model, batch, device).items():
-        if not only or name in only:
-            torch.compiler.reset()
-            found[name] = measure.taken(name, lambda prepare=prepare: taken(model, prepare(), batch, device),
-                                        name.startswith("serrate"))
+    for name, make_peer in peers.items():
+        if only and name not in only:
+            continue
+        torch.compiler.reset()
+        peer = make_peer()
+        if not name.startswith("padded") or not name.endswith("compiled"):  # which would be compiled anew for a few
+            with torch.no_grad():
+                error = relative_error([peer(few)()], [expected])
+            measure.require(f"{workload}, {name}", error, TOLERANCE if device == "cuda" else 1e-4)
+        found[name] = measure.taken(name, lambda peer=peer: taken(model, peer(batch), batch, device),
+                                    name.startswith("serrate"))
     return rows_of("ranking model", workload, found, device)
 
 
@@ -255,7 +260,7 @@ def compare_parts(device: str = "cuda") -> Rows:
     batch = make(config, REQUESTS, SHOWN, 0.5, device)
     found = {}
     for name in ("serrate", "serrate, compiled", "padded", "padded, fused attention, compiled"):
-        step = step_of(model, systems(model, batch, device)[name](), batch)
+        step = step_of(model, systems(model, device)[name]()(batch), batch)
         step()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             step()

@@ -43,7 +43,7 @@ def test_ours_is_compared_with_its_peers_and_measured_beside_them(bench):
 def test_a_wrong_answer_is_told_and_not_timed(bench, monkeypatch):
     monkeypatch.setattr(bench, "fused", lambda q, k, v, attn_mask: torch.zeros_like(q))
     with pytest.raises(AssertionError, match="padded, fused attention: relative error"):
-        bench.compare("tiny", 0.5, 24, only=("serrate",), device="cpu", requests=4, shown=3)
+        bench.compare("tiny", 0.5, 24, only=("padded, fused attention",), device="cpu", requests=4, shown=3)
 
 
 def test_candidates_share_a_history_or_copy_it(bench):
