@@ -236,12 +236,16 @@ def indexes() -> str:
     found = rows("index*.json")
     if not found:
         return "Not measured yet."
-    shown = {"build_s": "build, s", "batch_1_ms": "1 query, ms", "batch_8_ms": "8 queries, ms", "recall": "recall",
-             "scored": "share scored", "certified": "share certified"}
+    every = {"build_s": "build, s", "batch_1_ms": "1 query, ms",
+             **{f"batch_{n}_ms": f"{n} queries, ms" for n in (8, 32, 128)},
+             "recall": "recall", "scored": "share scored", "certified": "share certified",
+             "index_gib": "index, GiB", "peak_gib": "peak of a search, GiB"}
     parts = []
     for workload, device in dict.fromkeys((entry["workload"], entry["device"]) for entry in found):
-        figures = Found(entry for entry in found if (entry["workload"], entry["device"]) == (workload, device))
-        names = dict.fromkeys(entry["implementation"] for entry in found if entry["workload"] == workload)
+        own = [entry for entry in found if (entry["workload"], entry["device"]) == (workload, device)]
+        figures, measured = Found(own), {entry["metric"] for entry in own}
+        names = dict.fromkeys(entry["implementation"] for entry in own)
+        shown = {metric: head for metric, head in every.items() if metric in measured}
         body = [[name, *(figures.cell(workload, name, [metric]) for metric in shown)] for name in names]
         parts.append(f"{workload}; {device}:\n\n" + table(["", *shown.values()], body))
     return "\n\n".join([*parts, origin(found)])
