@@ -16,15 +16,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels as Python on the CPU, for tests
-_PLAIN = (Tensor, torch.nn.Parameter)
+_NOTHING = nullcontext()
 _HAS_TRITON = find_spec("triton") is not None
 _OF_KERNELS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def watched(*tensors: Tensor | None) -> bool:
     """Whether a compiler, a dispatch mode or a tensor of another class looks on, which needs operators."""
-    return (torch.compiler.is_compiling() or bool(torch._C._len_torch_dispatch_stack())
-            or any(x is not None and type(x) not in _PLAIN for x in tensors))
+    for x in tensors:
+        kind = type(x)
+        if kind is not Tensor and x is not None and kind is not torch.nn.Parameter:
+            return True
+    return torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
 
 
 def no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -40,7 +43,7 @@ def on_device_of(x: Tensor) -> AbstractContextManager[object]:
     """Return a context in which Triton launches where `x` is: it would on the current device."""
     if x.is_cuda and x.get_device() != torch.cuda.current_device():
         return torch.cuda.device(x.device)
-    return nullcontext()
+    return _NOTHING
 
 
 def refuse_tangents(name: str, *tensors: Tensor | None) -> None:

@@ -5,14 +5,17 @@ from the numbers of events and rows alone. Gradients are written once, by the pr
 of tables of bias apart, which are sums of whole numbers (`weigh.py`).
 """
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...direct import INTERPRETED, on_device_of, unit_stride, watched
+from ...direct import INTERPRETED, watched
 from ..api import Call, Rows, Settings
 from .problem import Problem, from_arguments, is_pointwise, make_problem
 
@@ -40,90 +43,46 @@ def unusable(call: Call) -> str | None:
 def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, Tensor | None]:
     """Attend within each row; see `api.attention`. Float32 products are IEEE unless torch is told to use TF32."""
     problem = make_problem(rows, settings)
-    if watched(q, k, v, *problem.tables):
+    tables = problem.tables
+    if watched(q, k, v, *tables):
         out, logsumexp = _forward(q, k, v, *problem.as_arguments())
-    elif not torch.is_grad_enabled():
-        out, logsumexp, _ = _compute(q, k, v, problem)
+    elif torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *tables)):
+        out, logsumexp = _Direct.apply(q, k, v, problem, *tables)  # pyright: ignore[reportGeneralTypeIssues]
     else:
-        out, logsumexp = _Direct.apply(q, k, v, problem, *problem.tables)  # pyright: ignore[reportGeneralTypeIssues]
+        out, logsumexp, _ = _compute(q, k, v, problem)
     return out, (logsumexp.T * _LN_2).reshape(q.shape[:-1]) if settings.with_lse else None
+
+
+@cache
+def _passes() -> ModuleType:
+    """Return the module of the kernels' launches, which loads Triton; an import of its own takes a call 1 µs."""
+    from . import passes
+
+    return passes
 
 
 def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor, "Plan"]:
     """Return the output, the log-sum-exp `(H, T)` in base 2 (of pointwise weights `(H, 0)`), the plan of the tiles."""
-    from . import forward, short
-    from .plan import Plan
-
     out, logsumexp = _outputs(q, v, problem.pointwise)
-    plan = Plan(problem, q, k, v)
-    if out.numel():
-        inputs, results = (unit_stride(q), unit_stride(k), unit_stride(v)), (out, logsumexp)
-        chosen = short if plan.tiling.short else forward
-        if plan.tiling.hopper[0]:
-            from .hopper import forward as chosen
-        with on_device_of(q):
-            chosen.launch(inputs, problem, plan, results)
-    return out, logsumexp, plan
+    return out, logsumexp, _passes().compute(q, k, v, problem, (out, logsumexp))
 
 
 def _compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequence[Tensor], problem: Problem,
                        plan: "Plan", of_tables: bool) -> list[Tensor]:
-    """Return the gradients of q, k and v, contiguous, and where asked those of the tables.
-
-    Saved are q, k and v, the output (empty of pointwise weights) and the log-sum-exp.
-    """
-    q, k, v, *results = saved
-    gradients = _gradients(q, k, v)
-    if not q.numel() or not k.numel():
-        return [each.zero_() for each in (*gradients, *(_like(problem.tables) if of_tables else ()))]
-    grad, grad_lse = grads
-    grad = torch.zeros_like(results[0]) if grad is None else grad.contiguous()
-    grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    inputs = (unit_stride(q), unit_stride(k), unit_stride(v))
-    with on_device_of(q):
-        return [*gradients, *_launch_backward((grad, grad_lse), inputs, problem, plan, results, gradients, of_tables)]
-
-
-def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: "Plan",
-                     results: Sequence[Tensor], gradients: Sequence[Tensor], of_tables: bool) -> list[Tensor]:
-    """Fill the gradients of q, k and v by the kernels that the plan has chosen; return those of the tables."""
-    from . import backward, few, short
-    from .plan import describable
-    from .relative import Tables, bounds
-
-    arguments = (grads, inputs, problem)
-    if plan.tiling.short:
-        short.launch_backward(*arguments, plan, results, gradients)
-    elif plan.tiling.few:
-        few.launch(*arguments, plan.tiling.few, results, gradients)
-    elif plan.tiling.hopper[1] and describable(grads[0]):
-        if inputs[0].shape[2] > 64:
-            from .hopper import backward as on_hopper
-        else:
-            from .hopper import backward_64 as on_hopper
-
-        on_hopper.launch(*arguments, plan, results, gradients)
-    elif of_tables:
-        tables = Tables(problem, bounds(grads, inputs, problem), inputs[0].dtype == torch.float32)
-        backward.launch(*arguments, plan, results, gradients, tables.sums)
-        return tables.gradients()
-    else:
-        backward.launch(*arguments, plan, results, gradients)
-    return []
+    """Return the gradients of q, k and v, contiguous, and where asked those of the tables; see `passes`."""
+    gradients = [_like(x) for x in saved[:3]]
+    return gradients + _passes().compute_gradients(grads, saved, problem, plan, gradients, of_tables)
 
 
 def _outputs(q: Tensor, v: Tensor, pointwise: bool) -> tuple[Tensor, Tensor]:
-    queries = q.shape[0] if q.dim() == 3 else q.shape[0] * q.shape[1]
-    sums = (q.shape[-2], 0 if pointwise else queries)
-    return q.new_empty((*q.shape[:-1], v.shape[2])), q.new_empty(sums, dtype=torch.float32)
+    *shape, heads, width = q.shape
+    out = _like(q) if width == v.shape[2] else q.new_empty((*shape, heads, v.shape[2]))
+    return out, q.new_empty((heads, 0 if pointwise else math.prod(shape)), dtype=torch.float32)
 
 
-def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _like(tables: Sequence[Tensor]) -> list[Tensor]:
-    return [table.new_empty(table.shape) for table in tables]
+def _like(x: Tensor) -> Tensor:
+    """Return an empty tensor, contiguous; `new_empty` takes twice as long."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("serrate::jagged_attention_triton", mutates_args=())
@@ -137,10 +96,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], index: list[
 @torch.library.custom_op("serrate::jagged_attention_triton_backward", mutates_args=())
 def _backward(grads: list[Tensor | None], saved: list[Tensor], tables: list[Tensor], index: list[Tensor],
               numbers: list[int], factors: list[float], of_tables: bool) -> list[Tensor]:
-    from .plan import Plan
-
     problem = from_arguments(tables, index, numbers, factors)
-    return _compute_gradients((grads[0], grads[1]), saved, problem, Plan(problem, *saved[:3]), of_tables)
+    return _compute_gradients((grads[0], grads[1]), saved, problem, _passes().Plan(problem, *saved[:3]), of_tables)
 
 
 @_forward.register_fake
@@ -152,7 +109,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], index: list[Tensor]
 @_backward.register_fake
 def _(grads: list[Tensor | None], saved: list[Tensor], tables: list[Tensor], index: list[Tensor], numbers: list[int],
       factors: list[float], of_tables: bool) -> list[Tensor]:
-    return [*_gradients(*saved[:3]), *(_like(tables) if of_tables else ())]
+    return [_like(x) for x in (*saved[:3], *(tables if of_tables else ()))]
 
 
 def _kept(out: Tensor, pointwise: bool) -> Tensor:
@@ -190,7 +147,7 @@ class _Direct(torch.autograd.Function):
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, problem: Problem, *tables: Tensor) -> tuple[Tensor, Tensor]:
         out, logsumexp, ctx.plan = _compute(q, k, v, problem)
         # offsets, counts, seed and times are saved too, so that torch refuses a backward pass after a change in place
-        ctx.save_for_backward(q, k, v, _kept(out, problem.pointwise), logsumexp, *tables, *problem.as_arguments()[1])
+        ctx.save_for_backward(q, k, v, _kept(out, problem.pointwise), logsumexp, *tables, *problem.index)
         ctx.set_materialize_grads(False)
         ctx.problem = problem
         return out, logsumexp

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .plan import Plan, block_width, describable, descriptor
+from ...launch import launched
+from .plan import Plan, describable, descriptor
 from .problem import Problem
 from .relative import (
     add_to_tables,
@@ -22,7 +23,6 @@ from .relative import (
     fill,
     key_side,
     keys_of_tile,
-    of_bias,
     open_block,
     queries_of_tile,
     query_side,
@@ -44,10 +44,9 @@ from .tile import (
     scaled,
     sizes_of_row,
     store_rows,
-    strides,
     visible,
 )
-from .weigh import activated, kind, share, share_of, slope_of
+from .weigh import activated, kind, share, slope_of
 
 _TERM = torch.float32 if triton.knobs.runtime.interpret else torch.bfloat16  # which the interpreter cannot multiply
 _TERMS = 16  # columns of `_folded`: the least that a product on the matrix units sums over
@@ -75,14 +74,14 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     sizes = plan.tiling.queries
     tiles = plan.queries(sizes.tile)
     count = tiles.shape[1]
-    numbers = (events, (problem.factor, share_of(problem)), heads, strides(q, k, v), problem.limits, problem.counts,
-               problem.dropped, of_bias(problem), width, v.shape[2], block_width(width), block_width(v.shape[2]))
+    numbers, of_problem = plan.numbers(q, k, v), kind(problem, heads // groups)
+    products = precision(q.dtype)
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _backward_q[(count * heads,)](
         q, *keys, out, grad, logsumexp, grad_lse, sums, dq, of_tables, tiles, count, *numbers, sizes.tile, sizes.block,
-        kind(problem, heads // groups), (precision(), tma, heads_first, fold, of_tables is not None),
-        num_warps=sizes.warps, num_stages=sizes.stages)
+        of_problem, (products, tma, heads_first, fold, of_tables is not None), num_warps=sizes.warps,
+        num_stages=sizes.stages)
     sizes = plan.tiling.keys
     tiles = plan.keys(sizes.tile)
     count = tiles.shape[1]
@@ -91,8 +90,8 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     blocks = tuple(descriptor(x, sizes.block) if x.dim() == 3 else x for x in whole) if tma else whole
     _backward_kv[(count * groups,)](
         *blocks, whole, k, v, logsumexp, dk, dv, tiles, count, *numbers, sizes.block, sizes.tile,
-        kind(problem, heads // groups), (precision(), tma, heads_first, fold), num_warps=sizes.warps,
-        num_stages=sizes.stages, maxnreg=sizes.registers)
+        of_problem, (products, tma, heads_first, fold), num_warps=sizes.warps, num_stages=sizes.stages,
+        maxnreg=sizes.registers)
 
 
 @triton.jit
@@ -162,6 +161,7 @@ def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
+@launched
 @triton.jit(do_not_specialize=["T", "count"])
 def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, sums, dq_target, tables, plan, count, T,
                 factors, H, strides, limits, counts, dropped, bias, D: tl.constexpr, DV: tl.constexpr,
@@ -336,6 +336,7 @@ def _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, row, span, h,
     return dk, dv
 
 
+@launched
 @triton.jit(do_not_specialize=["T", "count"])
 def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target, dv_target, plan, count, T, factors, H,
                  strides, limits, counts, dropped, bias, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import launched
 from .plan import Sizes, block_width, describable, descriptor
 from .problem import Problem
 from .tile import (
@@ -42,7 +43,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
         q, *keys, *results, *grads, *gradients, problem.keys, count, rows * count,
         problem.factor, heads, strides(q, k, v), problem.limits, problem.counts, problem.dropped,
         width, v.shape[2], (block_width(width), block_width(v.shape[2]), sizes.tile, sizes.block),
-        (problem.kind, problem.per_row), (precision(), tma), num_warps=sizes.warps, num_stages=sizes.stages)
+        (problem.kind, problem.per_row), (precision(q.dtype), tma), num_warps=sizes.warps, num_stages=sizes.stages)
 
 
 @triton.jit
@@ -72,6 +73,7 @@ def _block(q, do, lse, delta, dq, k_source, v_source, dk_target, dv_target, at, 
     return tl.dot(ds.T, k, dq, input_precision=PRECISION)
 
 
+@launched
 @triton.jit(do_not_specialize=["count", "T"])
 def _backward(q_source, k_source, v_source, out, lse_source, grad, grad_lse, dq_target, dk_target, dv_target, offsets,
               count, T, scale, H, strides, limits, counts, dropped, D: tl.constexpr,

@@ -8,9 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .plan import Plan, block_width, describable, descriptor
+from ...launch import launched
+from .plan import Plan, describable, descriptor
 from .problem import Problem
-from .relative import biased, key_side, of_bias, open_block, queries_of_tile
+from .relative import biased, key_side, open_block, queries_of_tile
 from .tile import (
     find_tile,
     key_bits,
@@ -25,10 +26,9 @@ from .tile import (
     scaled,
     sizes_of_row,
     store_rows,
-    strides,
     visible,
 )
-from .weigh import activated, kind, share, share_of
+from .weigh import activated, kind, share
 
 
 def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequence[Tensor]) -> None:
@@ -37,17 +37,15 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     The last stride of q, k and v is 1, and there are queries.
     """
     q, k, v = inputs
-    heads, width = q.shape[-2:]
-    sizes = plan.tiling.forward
+    heads, sizes = q.shape[-2], plan.tiling.forward
     tiles = plan.queries(sizes.tile)
     count = tiles.shape[1]
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _forward[(count * heads,)](
-        q, *keys, *results, tiles, count, q.numel() // (heads * width), (problem.factor, share_of(problem)), heads,
-        strides(q, k, v), problem.limits, problem.counts, problem.dropped, of_bias(problem), width, v.shape[2],
-        block_width(width), block_width(v.shape[2]), sizes.tile, sizes.block, kind(problem, heads // k.shape[1]),
-        (precision(), tma, plan.tiling.heads_first), num_warps=sizes.warps, num_stages=sizes.stages)
+        q, *keys, *results, tiles, count, *plan.numbers(q, k, v), sizes.tile, sizes.block,
+        kind(problem, heads // k.shape[1]), (precision(q.dtype), tma, plan.tiling.heads_first),
+        num_warps=sizes.warps, num_stages=sizes.stages)
 
 
 @triton.jit
@@ -96,6 +94,7 @@ def _block(q, m, total, acc, k_source, v_source, at, row, n, h, begin, strides, 
     return m, total, acc
 
 
+@launched
 @triton.jit(do_not_specialize=["T", "count"])
 def _forward(q_source, k_source, v_source, out, lse, plan, count, T, factors, H, strides, limits, counts, dropped,
              bias, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr,

@@ -11,9 +11,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ...launch import launched
 from ...sizes import power_of_two
 from ..weights import ACTIVATIONS
 from .problem import FULL, GENERAL, Problem
+from .relative import of_bias
+from .tile import strides
+from .weigh import share_of
 
 SILU = ACTIVATIONS.index("silu")
 WORTH_DESCRIBING = 4096  # events, below which describing tensors to the copy engine takes longer than it saves
@@ -167,6 +171,20 @@ class Plan:
         self._dense = q.shape[1] if problem.dense else 0
         self._events = q.shape[0] * (self._dense or 1), k.shape[0]
         self._made: dict[tuple[bool, int], Tensor] = {}
+        self._numbers: tuple | None = None
+
+    def numbers(self, q: Tensor, k: Tensor, v: Tensor) -> tuple:
+        """Return what the kernels for all calls take of these and the problem, after their tensors and tiles.
+
+        Queries, factors, heads, strides, limits, counts, dropout, bias, widths of keys and values, of their blocks.
+        """
+        if self._numbers is None:
+            problem, heads, width, values = self._problem, q.shape[-2], q.shape[-1], v.shape[2]
+            self._numbers = (
+                self._events[0], (problem.factor, share_of(problem)), heads, strides(q, k, v), problem.limits,
+                problem.counts, problem.dropped, of_bias(problem), width, values, block_width(width),
+                block_width(values))
+        return self._numbers
 
     def queries(self, tile: int) -> Tensor:
         """Return the tiles of so many queries."""
@@ -181,7 +199,7 @@ class Plan:
         if (True, 0) not in self._made:
             offsets, events = self._problem.keys, self._events[0]
             self._made[True, 0] = offsets.new_empty((2, events), dtype=torch.int32)
-            _plan_events[(offsets.shape[0] - 1,)](offsets, self._made[True, 0], events, STEP=32, num_warps=1)
+            _plan_events[(offsets.shape[0] - 1,)](offsets, self._made[True, 0], events, 32, num_warps=1)
         return self._made[True, 0]
 
     def _cut(self, of_queries: bool, tile: int) -> Tensor:
@@ -194,7 +212,7 @@ class Plan:
         plan = problem.keys.new_empty((3 if problem.self_attention else 6, count), dtype=torch.int32)
         if count and rows:
             _plan_tiles[(rows,)](own, other, plan, count, events, others, self._dense, tile, problem.self_attention,
-                                 STEP=32, num_warps=1)
+                                 32, num_warps=1)
         self._made[of_queries, tile] = plan
         return plan
 
@@ -211,6 +229,7 @@ def _ends(offsets, b, dense, events):
     return start, end
 
 
+@launched
 @triton.jit(do_not_specialize=["count", "events", "others", "dense"])
 def _plan_tiles(own, other, plan, count, events, others, dense, TILE: tl.constexpr, SELF: tl.constexpr,
                 STEP: tl.constexpr):
@@ -244,6 +263,7 @@ def _plan_tiles(own, other, plan, count, events, others, dense, TILE: tl.constex
             tl.store(plan + 5 * count + i, nothing + b.to(tl.int32), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["T"])
 def _plan_events(offsets, plan, T, STEP: tl.constexpr):
     """For every event of row `b`, where the row starts and ends: `plan` (2, T)."""

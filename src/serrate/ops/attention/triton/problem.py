@@ -89,14 +89,20 @@ class Problem(NamedTuple):
         """The seed, the number below which a hash means that a weight is dropped, the factor of those that stay."""
         return self.seed, threshold(self.dropout), 1 / (1 - self.dropout)
 
+    @property
+    def index(self) -> list[Tensor]:
+        """The tensors of whole numbers: offsets of the keys first."""
+        others = (None if self.queries is self.keys else self.queries, self.context, self.targets, self.seed,
+                  self.query_times, self.key_times)
+        return [self.keys, *(each for each in others if each is not None)]
+
     def as_arguments(self) -> tuple[list[Tensor], list[Tensor], list[int], list[float]]:
         """Return the same as types that an operator takes, the tables first; see `from_arguments`."""
         shape = _SELF if self.queries is self.keys else _DENSE if self.dense else _CROSS
-        index = [self.queries if shape == _CROSS else None, self.context, self.targets, self.seed, self.query_times,
-                 self.key_times]
-        there = [int(each is not None) for each in (self.position, self.time, *index)]
-        given = [self.keys, *(each for each in index if each is not None)]
-        return (self.tables, given, [shape, self.kind, *self.limits, self.activation, *there],
+        there = [int(each is not None) for each in (
+            self.position, self.time, self.queries if shape == _CROSS else None, self.context, self.targets, self.seed,
+            self.query_times, self.key_times)]
+        return (self.tables, self.index, [shape, self.kind, *self.limits, self.activation, *there],
                 [self.scale, self.dropout, self.normaliser])
 
 

@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 
-def precision() -> str:
-    """Return how products of float32 are computed; it makes no difference to half precision."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+def precision(dtype: torch.dtype = torch.float32) -> str:
+    """Return how products of float32 are computed; half precision, to which it is the same, is not worth asking."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...attention.triton.tile import precision
+from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 from .rows import chunk_of, find_row, slots, turns
 from .tile import add_part, add_product, load_matrix, load_tile, store_tile
@@ -112,6 +113,7 @@ def launch_jagged(x: Tensor, y: Tensor, offsets: Tensor, out: Tensor, sums: Tens
                                        num_warps=4)
 
 
+@launched
 @triton.jit(do_not_specialize=["events", "rows", "heads", "slots", "turns", "shift"])
 def _dense(x, y, bias, out, offsets, events, rows, heads, slots, turns, shift, x_strides, y_strides, bias_strides,
            D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr,
@@ -156,6 +158,7 @@ def _dense(x, y, bias, out, offsets, events, rows, heads, slots, turns, shift, x
         row = following
 
 
+@launched
 @triton.jit(do_not_specialize=["events", "rows", "heads", "slots", "turns", "shift"])
 def _jagged(x, y, out, sums, partial, offsets, source, events, rows, heads, slots, turns, shift, x_strides, y_strides,
             D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr,
@@ -208,6 +211,7 @@ def _jagged(x, y, out, sums, partial, offsets, source, events, rows, heads, slot
         row = following
 
 
+@launched
 @triton.jit(do_not_specialize=["events", "heads", "shift"])
 def _added(partial, out, sums, offsets, events, heads, shift, D: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
     """Some elements of the matrix of a row, and of its sums, from the chunks in their order; nothing of a short row."""

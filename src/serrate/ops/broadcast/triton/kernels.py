@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import launched
 from ...pool.triton.chunks import Tiles, ends, find_chunk, place
 from ...sizes import ceil_div
 
@@ -65,6 +66,7 @@ def launch_over_rows(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tenso
     out.copy_(sums.sum(0))
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "events", "N"])
 def _broadcast(x, y, offsets, out, stride: tl.constexpr, rows, events, N, ALONG: tl.constexpr, PRODUCT: tl.constexpr,
                Y: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr,
@@ -119,6 +121,7 @@ def _own(y, position, column, there, Y: tl.constexpr):
     return tl.load(y + position * Y + column, mask=there, other=0.0).to(tl.float32)
 
 
+@launched
 @triton.jit(do_not_specialize=["events", "N"])
 def _to_cells(grad, x, scaled, offsets, out, stride: tl.constexpr, x_stride: tl.constexpr, events, N, Y: tl.constexpr,
               D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, BM: tl.constexpr):
@@ -142,6 +145,7 @@ def _to_cells(grad, x, scaled, offsets, out, stride: tl.constexpr, x_stride: tl.
              mask=(position < N) & (column < D))
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "events", "N", "share", "groups"])
 def _over_rows(grad, x, scaled, offsets, sums, stride: tl.constexpr, x_stride: tl.constexpr, rows, events, N, share,
                groups, Y: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, BP: tl.constexpr,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...attention.triton.tile import key_bits, mixed, query_bits
 from ...dropout import threshold
+from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 from ..api import Settings
 
@@ -80,6 +81,7 @@ def _dropped(x, events, columns, dropped):
     return tl.where(mixed(bits) >= dropped[1], x * dropped[2], 0.0)
 
 
+@launched
 @triton.jit(do_not_specialize=["count"])
 def _forward(x_source, gate_source, out, count, groups, x_stride, gate_stride, eps, dropped, W: tl.constexpr,
              BW: tl.constexpr, BM: tl.constexpr):
@@ -93,6 +95,7 @@ def _forward(x_source, gate_source, out, count, groups, x_stride, gate_stride, e
     _store(out, y, events, columns, groups * W, inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["count"])
 def _backward(grad, x_source, gate_source, d_x, d_gate, count, groups, x_stride, gate_stride, eps, dropped,
               W: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr):

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 from ..api import Problem
 
@@ -49,6 +50,7 @@ def _tiles(rows: int, width: int) -> tuple[int, int, dict[str, int]]:
     return tile, words, {"num_warps": 4, "num_stages": stages, "enable_fp_fusion": False}
 
 
+@launched
 @triton.jit(do_not_specialize=["rows"])
 def _least(threshold_source, scale_source, least, rows, BR: tl.constexpr):
     """The least float32 `x` for which `x · scale`, rounded, reaches the threshold; infinite where there is none.
@@ -79,6 +81,7 @@ def _at(place):
     return tl.where(place <= 0, -magnitude, magnitude)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "num_items", "parts", "stride"])
 def _scan(queries, least_source, items, scale_source, allowed, bits, used, counts, rows, num_items, parts, stride,
           D: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr):
@@ -153,6 +156,7 @@ def _ones(x):
     return ((x * 0x01010101) >> 24).to(tl.int32)
 
 
+@launched
 @triton.jit(do_not_specialize=["parts", "capacity", "groups"])
 def _place(bits, used, counts, ends, ids, parts, capacity, groups, BG: tl.constexpr):
     """The ids of BG parts, 32 words each, of one query: where they begin follows from the running sum of counts."""

@@ -1,0 +1,68 @@
+"""The passes of a call, forward and backward: which kernels serve it, and what is made for them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...direct import on_device_of, unit_stride
+from . import backward, few, forward, short
+from .plan import Plan, describable
+from .problem import Problem
+from .relative import Tables, bounds
+
+
+def compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Tensor, Tensor]) -> Plan:
+    """Fill the results, the output and the log-sum-exp `(H, T)` in base 2; return the plan of the tiles."""
+    plan = Plan(problem, q, k, v)
+    if results[0].numel():
+        inputs = (unit_stride(q), unit_stride(k), unit_stride(v))
+        chosen = short if plan.tiling.short else forward
+        if plan.tiling.hopper[0]:
+            from .hopper import forward as chosen
+        with on_device_of(q):
+            chosen.launch(inputs, problem, plan, results)
+    return plan
+
+
+def compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequence[Tensor], problem: Problem,
+                      plan: Plan, gradients: Sequence[Tensor], of_tables: bool) -> list[Tensor]:
+    """Fill the gradients of q, k and v; return, where asked, those of the tables.
+
+    Saved are q, k and v, the output (empty of pointwise weights) and the log-sum-exp.
+    """
+    q, k, v, *results = saved
+    if not q.numel() or not k.numel():
+        for each in gradients:
+            each.zero_()
+        return [torch.zeros_like(table) for table in problem.tables] if of_tables else []
+    grad, grad_lse = grads
+    grad = torch.zeros_like(results[0]) if grad is None else grad.contiguous()
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    inputs = (unit_stride(q), unit_stride(k), unit_stride(v))
+    with on_device_of(q):
+        return _launch_backward((grad, grad_lse), inputs, problem, plan, results, gradients, of_tables)
+
+
+def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: Plan,
+                     results: Sequence[Tensor], gradients: Sequence[Tensor], of_tables: bool) -> list[Tensor]:
+    """Fill the gradients of q, k and v by the kernels that the plan has chosen; return those of the tables."""
+    arguments = (grads, inputs, problem)
+    if plan.tiling.short:
+        short.launch_backward(*arguments, plan, results, gradients)
+    elif plan.tiling.few:
+        few.launch(*arguments, plan.tiling.few, results, gradients)
+    elif plan.tiling.hopper[1] and describable(grads[0]):
+        if inputs[0].shape[2] > 64:
+            from .hopper import backward as on_hopper
+        else:
+            from .hopper import backward_64 as on_hopper
+
+        on_hopper.launch(*arguments, plan, results, gradients)
+    elif of_tables:
+        tables = Tables(problem, bounds(grads, inputs, problem), inputs[0].dtype == torch.float32)
+        backward.launch(*arguments, plan, results, gradients, tables.sums)
+        return tables.gradients()
+    else:
+        backward.launch(*arguments, plan, results, gradients)
+    return []

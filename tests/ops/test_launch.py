@@ -1,0 +1,233 @@
+"""Launches that are remembered: never the kernel of other arguments, and Triton's own way where it has to be."""
+
+from itertools import combinations
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+import triton.language as tl  # noqa: E402 - needs the line above
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler.compiler import make_backend  # noqa: E402
+from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
+
+from serrate.ops import launch  # noqa: E402
+from serrate.ops.launch import Launched, launched  # noqa: E402
+
+
+def _kernel(x, numbers, n, factor, SIZE: tl.constexpr, HOW: tl.constexpr):  # noqa: N803
+    pass
+
+
+MEMORY = torch.zeros(64)
+ALIGNED, ODD = MEMORY[:16], MEMORY[1:17]
+TENSORS = [None, ALIGNED, ODD, ALIGNED.to(torch.bfloat16), torch.nn.Parameter(MEMORY), MEMORY.long(), MEMORY > 0]
+NUMBERS = [0, 1, 2, 15, 16, 17, 32, -1, -16, 2**31 - 1, 2**31, 2**31 + 16, -2**31, -2**31 - 1, 2**63, True, False,
+           1.0, 0.0]
+TUPLES = [(), (1,), (1.0,), (True,), (16, 17), (17, 16), (16, 16), (2**31, 1), (None, 1), (ALIGNED, 1), (ODD, 1),
+          (ALIGNED.half(), 1), ((ALIGNED, 2), 3), ((ODD, 2), 3), (3, (ALIGNED, 2))]
+CONSTANTS = [1, 2, 16, 32, True, False, 0, None, "ieee", "tf32", (1, 2), (1, True), ("ieee", False)]
+
+
+def _changed() -> list[tuple]:
+    """Return lists of arguments that differ in one or two places."""
+    usual: tuple = (ALIGNED, (16, 1), 100, 0.5, 32, "ieee")
+    found = [usual]
+    given = (TENSORS, [*TUPLES, *TENSORS], [*NUMBERS, None, ALIGNED], NUMBERS, CONSTANTS, CONSTANTS)
+    for place, values in enumerate(given):
+        found += [(*usual[:place], value, *usual[place + 1:]) for value in values]
+    found += [(x, numbers, n, 0.5, 32, "ieee") for x in TENSORS[:3] for numbers in TUPLES[:3] for n in NUMBERS[:6]]
+    return found
+
+
+@pytest.mark.parametrize("fixed", [[], ["n"]], ids=["specialised", "not"])
+def test_arguments_that_triton_tells_apart_have_keys_of_their_own(fixed):
+    kernel = JITFunction(_kernel, do_not_specialize=fixed)
+    bind = create_function_from_signature(kernel.signature, kernel.params, make_backend(GPUTarget("cuda", 90, 32)))
+    mine = Launched(kernel)
+    told = [(arguments, str(bind(*arguments)[1]), mine.told(arguments, {"num_warps": 4}, 0)[0])
+            for arguments in _changed()]
+    assert all(key for _, _, key in told)
+    for (one, of_triton, key), (other, of_triton_too, key_too) in combinations(told, 2):
+        assert of_triton == of_triton_too or key != key_too, (one, other)
+
+
+def test_options_and_devices_are_told_apart_and_sizes_are_not():
+    mine = Launched(JITFunction(_kernel))
+    arguments = (ALIGNED, (16, 1), 100, 0.5, 32, "ieee")
+    keys = [mine.told(arguments, options, device)[0]
+            for options in ({}, {"num_warps": 4}, {"num_warps": 8}, {"num_stages": 4}, {"maxnreg": None})
+            for device in (0, 1)]
+    assert len(set(keys)) == len(keys)
+    assert mine.told((ALIGNED, (16, 1), 104, 0.5, 32, "ieee"), {}, 0)[0] == keys[0]
+
+
+def test_tensors_are_told_again_in_tuples_of_later_calls():
+    mine = Launched(JITFunction(_kernel))
+    keys = [mine.told((ALIGNED, numbers, 1, 0.5, 32, None), {}, 0)[0]
+            for numbers in ((16, 1), (ALIGNED, 1), (ODD, 1), (16, 1), (ALIGNED.clone(), 1), None)]
+    assert (keys[0], keys[1]) == (keys[3], keys[4])
+    assert len(set(keys)) == 4
+
+
+def test_arguments_of_other_kinds_have_no_key():
+    class Other(torch.Tensor):
+        pass
+
+    mine = Launched(JITFunction(_kernel))
+    for x in (ALIGNED.as_subclass(Other), object(), tl.float32, (object(),), (ALIGNED.as_subclass(Other),)):
+        assert mine.told((x, None, 1, 0.5, 32, None), {}, 0)[0] == b""
+
+
+# --- which way a launch goes ---
+
+
+class Compiled:
+    """What Triton returns of a launch, with a launcher that writes down what it is given."""
+
+    packed_metadata, function = (4, 1, 0), 77
+
+    def __init__(self, scratch: int = 0):
+        self.given: list[tuple] = []
+        self._run = SimpleNamespace(launch=lambda *given: self.given.append(given), global_scratch_size=scratch,
+                                    profile_scratch_size=0, launch_cooperative_grid=False, launch_pdl=False)
+
+
+class Kernel:
+    """A kernel of Triton's that compiles nothing."""
+
+    def __init__(self, scratch: int = 0):
+        self.params = JITFunction(_kernel).params
+        self.pre_run_hooks: list[Any] = []
+        self.compiled = Compiled(scratch)
+        self.launched = 0
+
+    def __getitem__(self, grid):
+        def run(*arguments, **options):
+            self.launched += 1
+            return self.compiled
+        return run
+
+
+ARGUMENTS = (ALIGNED, (16, 1), 100, 0.5, 32, "ieee")
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Make launches those of a GPU with the Triton that is known."""
+    monkeypatch.setattr(launch, "_KNOWN", True)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 5, raising=False)
+
+
+def test_the_second_launch_goes_straight_to_the_kernel_of_the_first(known):
+    kernel = Kernel()
+    mine = launched(kernel)
+    mine[(3,)](*ARGUMENTS, num_warps=4)
+    mine[(7,)](ODD[3:], (16, 1), 200, 0.25, 32, "ieee", num_warps=4)
+    assert kernel.launched == 1
+    (given,) = kernel.compiled.given
+    assert given[:5] == (7, 1, 1, 5, 77)
+    assert given[-6:] == (ODD[3:].data_ptr(), (16, 1), 200, 0.25, 32, "ieee")
+
+
+def test_launches_that_somebody_wants_to_hear_of_are_tritons_own(known, monkeypatch):
+    kernel = Kernel()
+    mine = launched(kernel)
+    for _ in range(2):
+        mine[(3,)](*ARGUMENTS)
+    assert kernel.launched == 1
+    heard = [(triton.knobs.runtime, "launch_enter_hook", lambda metadata: None),
+             (triton.knobs.runtime, "launch_exit_hook", lambda metadata: None), (triton.knobs.runtime, "debug", True),
+             (triton.knobs.compilation, "instrumentation_mode", "iisan"), (kernel, "pre_run_hooks", [print])]
+    for count, (where, name, value) in enumerate(heard):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, value)
+            mine[(3,)](*ARGUMENTS)
+        assert kernel.launched == 2 + count, name
+    hook = heard[0][2]
+    triton.knobs.runtime.launch_enter_hook.add(hook)
+    mine[(3,)](*ARGUMENTS)
+    triton.knobs.runtime.launch_enter_hook.remove(hook)
+    assert kernel.launched == 2 + len(heard)
+    mine[(3,)](*ARGUMENTS)
+    assert kernel.launched == 2 + len(heard)
+
+
+@pytest.mark.parametrize("start", [
+    lambda mine: mine[(3, 2)](*ARGUMENTS),
+    lambda mine: mine[(3,)](*ARGUMENTS[:5], HOW="ieee"),
+    lambda mine: mine[(3,)](object(), *ARGUMENTS[1:]),
+], ids=["grid", "by name", "kind"])  # fmt: skip
+def test_what_is_not_understood_is_left_to_triton(known, start):
+    kernel = Kernel()
+    mine = launched(kernel)
+    for _ in range(3):
+        start(mine)
+    assert kernel.launched == 3
+
+
+def test_kernels_that_need_memory_of_their_own_are_left_to_triton(known):
+    kernel = Kernel(scratch=128)
+    mine = launched(kernel)
+    for _ in range(2):
+        mine[(3,)](*ARGUMENTS)
+    assert kernel.launched == 2
+
+
+def test_no_more_is_remembered_than_has_room(known, monkeypatch):
+    monkeypatch.setattr(launch, "_MOST", 4)
+    kernel = Kernel()
+    mine = launched(kernel)
+    for size in range(100):
+        mine[(3,)](*ARGUMENTS[:4], size, "ieee")
+        assert len(mine._begun) <= 4
+    assert kernel.launched == 100
+
+
+# --- on a GPU ---
+
+
+@launched
+@triton.jit
+def _scaled(x, strided, bias, out, n, factor, SIZE: tl.constexpr):  # noqa: N803
+    """out = factor · (x + first of strided + bias), whose numbers lie a step apart."""
+    i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    value = tl.load(x + i, mask=i < n).to(tl.float32) + tl.load(strided[0] + i * strided[1], mask=i < n)
+    if bias is not None:
+        value += tl.load(bias + i, mask=i < n)
+    tl.store(out + i, value * factor, mask=i < n)
+
+
+@pytest.mark.gpu
+def test_kernels_follow_their_arguments():
+    memory = torch.arange(4096, device="cuda")
+    for _ in range(2):  # compiled, then remembered
+        for n in (1, 16, 17, 48):
+            for dtype in (torch.float32, torch.bfloat16, torch.int64):
+                for first in (0, 1, 8):
+                    for step, bias in ((1, None), (2, memory[first:].float()), (16, memory[first:].long())):
+                        x, other = memory[first:].to(dtype), memory.float()[first:]
+                        out = torch.zeros(64, device="cuda")
+                        _scaled[(triton.cdiv(n, 32),)](x, (other, step), bias, out, n, 2.0, 32, num_warps=1)
+                        expected = x[:n].float() + other[: n * step : step] + (0 if bias is None else bias[:n].float())
+                        assert torch.equal(out[:n], 2 * expected), (n, dtype, first, step, bias is None)
+                        assert not out[n:].any()
+
+
+@pytest.mark.gpu
+def test_a_graph_holds_launches_that_are_remembered():
+    x, other, out = (torch.ones(32, device="cuda") for _ in range(3))
+
+    def run():
+        _scaled[(1,)](x, (other, 1), None, out, 32, 3.0, 32, num_warps=1)
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    x.fill_(4)
+    graph.replay()
+    assert torch.equal(out, torch.full_like(out, 15))
