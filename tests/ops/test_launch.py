@@ -204,17 +204,17 @@ def _scaled(x, strided, bias, out, n, factor, SIZE: tl.constexpr):  # noqa: N803
 @pytest.mark.gpu
 def test_kernels_follow_their_arguments():
     memory = torch.arange(4096, device="cuda")
-    for _ in range(2):  # compiled, then remembered
-        for n in (1, 16, 17, 48):
-            for dtype in (torch.float32, torch.bfloat16, torch.int64):
-                for first in (0, 1, 8):
-                    for step, bias in ((1, None), (2, memory[first:].float()), (16, memory[first:].long())):
-                        x, other = memory[first:].to(dtype), memory.float()[first:]
-                        out = torch.zeros(64, device="cuda")
-                        _scaled[(triton.cdiv(n, 32),)](x, (other, step), bias, out, n, 2.0, 32, num_warps=1)
-                        expected = x[:n].float() + other[: n * step : step] + (0 if bias is None else bias[:n].float())
-                        assert torch.equal(out[:n], 2 * expected), (n, dtype, first, step, bias is None)
-                        assert not out[n:].any()
+    usual = (48, torch.float32, 0, 1, None)
+    others = ((1, 16, 17), (torch.bfloat16, torch.int64), (1, 8), (2, 16), (torch.float32, torch.int64))
+    calls = [usual] + [(*usual[:i], x, *usual[i + 1:]) for i, values in enumerate(others) for x in values]
+    for n, dtype, first, step, of_bias in calls * 2:  # compiled, then remembered
+        x, other = memory[first:].to(dtype)[first:], memory.float()[first:]
+        bias = None if of_bias is None else memory.to(of_bias)[1:]
+        out = torch.zeros(64, device="cuda")
+        _scaled[(triton.cdiv(n, 32),)](x, (other, step), bias, out, n, 2.0, 32, num_warps=1)
+        expected = x[:n].float() + other[: n * step : step] + (0 if bias is None else bias[:n].float())
+        assert torch.equal(out[:n], 2 * expected), (n, dtype, first, step, of_bias)
+        assert not out[n:].any()
 
 
 @pytest.mark.gpu

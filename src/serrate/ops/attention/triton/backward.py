@@ -72,9 +72,8 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     sums = torch.empty(shape, dtype=_TERM if fold else torch.float32, device=q.device)
     heads_first = plan.tiling.heads_first
     sizes = plan.tiling.queries
-    tiles = plan.queries(sizes.tile)
-    count = tiles.shape[1]
-    numbers, of_problem = plan.numbers(q, k, v), kind(problem, heads // groups)
+    tiles, count = plan.find(True, sizes.tile)
+    numbers, of_problem = plan.numbers(q, k, v), kind(problem, heads // groups, plan.searched)
     products = precision(q.dtype)
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
@@ -83,8 +82,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
         of_problem, (products, tma, heads_first, fold, of_tables is not None), num_warps=sizes.warps,
         num_stages=sizes.stages)
     sizes = plan.tiling.keys
-    tiles = plan.keys(sizes.tile)
-    count = tiles.shape[1]
+    tiles, count = plan.find(False, sizes.tile)
     tma = sizes.tma and not problem.dense and describable(q, grad)
     whole = (q, grad, sums)
     blocks = tuple(descriptor(x, sizes.block) if x.dim() == 3 else x for x in whole) if tma else whole
@@ -173,7 +171,7 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, s
     or else delta (H, T).
     """
     MASK: tl.constexpr = KIND[0]
-    h, first, row, begin, m_row, other, length = find_tile(plan, count, H, KIND[1], HOW[2], MASK == 1)
+    h, first, row, begin, m_row, other, length = find_tile(plan, count, H, T, BM, KIND, HOW[2], MASK == 1)
     if first >= m_row:
         return
     mask = sizes_of_row(limits, counts, row, length, KIND[3])
@@ -348,7 +346,7 @@ def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target
     """
     MASK: tl.constexpr = KIND[0]
     GROUP: tl.constexpr = KIND[4]
-    g, first, row, begin, length, other, m_row = find_tile(plan, count, H // GROUP, KIND[1], HOW[2], False)
+    g, first, row, begin, length, other, m_row = find_tile(plan, count, H // GROUP, T, BN, KIND, HOW[2], False)
     if first >= length:
         return
     mask = sizes_of_row(limits, counts, row, length, KIND[3])

@@ -38,13 +38,12 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     """
     q, k, v = inputs
     heads, sizes = q.shape[-2], plan.tiling.forward
-    tiles = plan.queries(sizes.tile)
-    count = tiles.shape[1]
+    tiles, count = plan.find(True, sizes.tile)
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _forward[(count * heads,)](
         q, *keys, *results, tiles, count, *plan.numbers(q, k, v), sizes.tile, sizes.block,
-        kind(problem, heads // k.shape[1]), (precision(q.dtype), tma, plan.tiling.heads_first),
+        kind(problem, heads // k.shape[1], plan.searched), (precision(q.dtype), tma, plan.tiling.heads_first),
         num_warps=sizes.warps, num_stages=sizes.stages)
 
 
@@ -101,7 +100,7 @@ def _forward(q_source, k_source, v_source, out, lse, plan, count, T, factors, H,
              BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """Attend from the BM queries of a tile to the keys of their row."""
     MASK: tl.constexpr = KIND[0]
-    h, first, row, begin, m_row, other, length = find_tile(plan, count, H, KIND[1], HOW[2], MASK == 1)
+    h, first, row, begin, m_row, other, length = find_tile(plan, count, H, T, BM, KIND, HOW[2], MASK == 1)
     if first >= m_row:
         return
     mask = sizes_of_row(limits, counts, row, length, KIND[3])

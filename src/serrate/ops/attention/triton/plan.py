@@ -21,6 +21,7 @@ from .weigh import share_of
 
 SILU = ACTIVATIONS.index("silu")
 WORTH_DESCRIBING = 4096  # events, below which describing tensors to the copy engine takes longer than it saves
+FEW_ROWS = 128  # among which a tile finds its own in less time than a kernel takes to start that plans all tiles
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,13 @@ class Plan:
     """How the rows of one call are cut: the sizes, and on the device, made when first asked for, the tiles.
 
     queries, keys: int32 `(6, count)` or `(3, count)`, see `_plan_tiles`; events: int32 `(2, T)`, see `_plan_events`.
+    searched: whether the kernels for all calls look for the row of a tile themselves, among few.
     """
 
     def __init__(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor):
         self.tiling = tiling(problem, q, k, v)
+        self.searched = problem.queries is problem.keys and k.shape[0] < WORTH_DESCRIBING \
+            and 1 < problem.keys.shape[0] <= FEW_ROWS
         self._problem = problem
         self._dense = q.shape[1] if problem.dense else 0
         self._events = q.shape[0] * (self._dense or 1), k.shape[0]
@@ -185,6 +189,14 @@ class Plan:
                 problem.counts, problem.dropped, of_bias(problem), width, values, block_width(width),
                 block_width(values))
         return self._numbers
+
+    def find(self, of_queries: bool, tile: int) -> tuple[Tensor, int]:
+        """Return where `tile.find_tile` finds tiles of so many queries or keys, and how many tiles there are."""
+        if self.searched:
+            offsets = self._problem.keys
+            return offsets, self._events[0] // tile + offsets.shape[0] - 1
+        tiles = self.queries(tile) if of_queries else self.keys(tile)
+        return tiles, tiles.shape[1]
 
     def queries(self, tile: int) -> Tensor:
         """Return the tiles of so many queries."""

@@ -38,10 +38,12 @@ def base_2(x):
 
 
 @triton.jit
-def find_tile(plan, count, heads, SELF: tl.constexpr, HEADS_FIRST: tl.constexpr, BACKWARDS: tl.constexpr):
+def find_tile(plan, count, heads, T, TILE: tl.constexpr, KIND: tl.constexpr, HEADS_FIRST: tl.constexpr,
+              BACKWARDS: tl.constexpr):
     """Which tile this program has: head, first event, row; where the row begins and its length, and those it meets.
 
-    `plan` (6, count), or (3, count) in self-attention: see `plan.py`.
+    `plan` (6, count), or (3, count) in self-attention: see `plan.py`; or the offsets of all rows, where tiles of row b
+    begin as they do in a plan: at the number `start // TILE + b`.
     """
     pid = tl.program_id(0)
     if HEADS_FIRST:
@@ -52,14 +54,25 @@ def find_tile(plan, count, heads, SELF: tl.constexpr, HEADS_FIRST: tl.constexpr,
         h = pid // count
     if BACKWARDS:  # under a causal mask later tiles of a row have more to do: first
         tile = count - 1 - tile
-    plan += tile
-    first = tl.load(plan)
-    own = tl.load(plan + count)
-    own_end = tl.load(plan + 2 * count)
+    row = 0
+    if KIND[9]:
+        rows = count - T // TILE
+        row -= 1
+        for n in range(0, rows, 32):
+            b = n + tl.arange(0, 32)
+            start = tl.minimum(tl.load(plan + b, mask=b < rows, other=0), T).to(tl.int32)
+            row += tl.sum(((b < rows) & (start // TILE + b <= tile)).to(tl.int32), 0)
+        own = tl.minimum(tl.load(plan + row), T).to(tl.int32)
+        own_end = tl.minimum(tl.load(plan + row + 1), T).to(tl.int32)
+        first = tl.minimum((tile - own // TILE - row) * TILE, own_end - own)
+    else:
+        plan += tile
+        first = tl.load(plan)
+        own = tl.load(plan + count)
+        own_end = tl.load(plan + 2 * count)
     other = own
     other_end = own_end
-    row = 0
-    if not SELF:
+    if not (KIND[1] or KIND[9]):
         other = tl.load(plan + 3 * count)
         other_end = tl.load(plan + 4 * count)
         row = tl.load(plan + 5 * count)

@@ -63,13 +63,13 @@ def share(normaliser, history, LENGTH: tl.constexpr):
 # --- what kernels take of a problem ---
 
 
-def kind(problem: Problem, group: int) -> tuple:
+def kind(problem: Problem, group: int, searched: bool) -> tuple:
     """Return what kernels are compiled for: mask, shape of rows, heads that share keys, weights, whether biased.
 
-    The last is whether assembly may be used, which the interpreter does not know.
+    Last whether assembly may be used, which the interpreter does not know, and whether tiles search for their rows.
     """
     return (problem.kind, problem.self_attention, problem.dense, problem.per_row, group, problem.activation,
-            problem.normaliser == 0, problem.biased, not triton.knobs.runtime.interpret)
+            problem.normaliser == 0, problem.biased, not triton.knobs.runtime.interpret, searched)
 
 
 def share_of(problem: Problem) -> float:
