@@ -1,5 +1,6 @@
 """Launches that are remembered: never the kernel of other arguments, and Triton's own way where it has to be."""
 
+from collections.abc import Iterator
 from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,10 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402 - needs the line above
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler.compiler import make_backend  # noqa: E402
+from triton.experimental.gluon import language as gl  # noqa: E402
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
+from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 from serrate.ops import launch  # noqa: E402
 from serrate.ops.launch import Launched, launched  # noqa: E402
@@ -31,11 +35,20 @@ TUPLES = [(), (1,), (1.0,), (True,), (16, 17), (17, 16), (16, 16), (2**31, 1), (
 CONSTANTS = [1, 2, 16, 32, True, False, 0, None, "ieee", "tf32", (1, 2), (1, True), ("ieee", False)]
 
 
+def _described() -> Iterator[Any]:
+    for block in ([4, 1, 64], [1, 4, 64]):
+        for x in (torch.zeros(4, 4, 64, dtype=dtype) for dtype in (torch.float32, torch.float16, torch.int32)):
+            yield TensorDescriptor(x, list(x.shape), list(x.stride()), block)
+        for swizzle in (64, 128):
+            x, layout = torch.zeros(4, 4, 64, dtype=torch.float16), gl.NVMMASharedLayout(swizzle, 16, rank=3)
+            yield GluonDescriptor(x, list(x.shape), list(x.stride()), block, layout)
+
+
 def _changed() -> list[tuple]:
     """Return lists of arguments that differ in one or two places."""
     usual: tuple = (ALIGNED, (16, 1), 100, 0.5, 32, "ieee")
     found = [usual]
-    given = (TENSORS, [*TUPLES, *TENSORS], [*NUMBERS, None, ALIGNED], NUMBERS, CONSTANTS, CONSTANTS)
+    given = ([*TENSORS, *_described()], [*TUPLES, *TENSORS], [*NUMBERS, None, ALIGNED], NUMBERS, CONSTANTS, CONSTANTS)
     for place, values in enumerate(given):
         found += [(*usual[:place], value, *usual[place + 1:]) for value in values]
     found += [(x, numbers, n, 0.5, 32, "ieee") for x in TENSORS[:3] for numbers in TUPLES[:3] for n in NUMBERS[:6]]

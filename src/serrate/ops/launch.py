@@ -27,7 +27,8 @@ _ALIGNED, _ODD = ({dtype: f"{kind}{i}".encode() for i, dtype in enumerate(_DTYPE
 class Launched:
     """A kernel of `triton.jit` that is launched as ever, `kernel[(programs,)](*arguments, **options)`, but sooner.
 
-    Arguments are tensors, numbers, None, and tuples of these; constants may be strings too. Options are Triton's.
+    Arguments are tensors, tensor descriptors, numbers, None, and tuples of these; constants may be strings too. Options
+    are Triton's.
     """
 
     def __init__(self, kernel: Any):
@@ -69,6 +70,8 @@ class Launched:
                 told[i] = b"n" if x & 15 else b"m"
             elif kind is float:
                 told[i] = b"f"
+            elif kind is not tuple and x is not None:
+                told[i] = _told(x)
         for i in self._nested:
             told[i] = _told(told[i])
         try:
@@ -99,11 +102,16 @@ def launched(kernel: Any) -> Launched:
 
 
 def _told(x: Any) -> Any:
-    """Return what tells an argument from others, where it is a tuple that holds tensors."""
-    if type(x) is tuple:
-        return tuple(_told(each) for each in x)
-    if type(x) is Tensor or type(x) is torch.nn.Parameter:
+    """Return what tells an argument from others: a tensor, alone or in tuples, or its description; all else is told."""
+    kind = type(x)
+    if kind is tuple:
+        return tuple([_told(each) for each in x])
+    if kind is Tensor or kind is torch.nn.Parameter:
         return (_ODD if x.data_ptr() & 15 else _ALIGNED)[x.dtype]
+    if kind.__name__ == "TensorDescriptor":  # of Triton or of Gluon, which says how shared memory is laid out too
+        layout = getattr(x, "layout", None)
+        return kind.__module__, _ALIGNED[x.base.dtype], x.block_shape, type(layout).__name__, \
+            None if layout is None else list(vars(layout).values())
     return x
 
 

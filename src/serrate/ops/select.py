@@ -6,7 +6,7 @@ keeps the reason why each one before it cannot.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import InvalidArgument, NotUsable, suggest
 
@@ -26,8 +26,7 @@ class Implementation:
     unusable: Callable[[Any], str | None]
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The implementation chosen, and why each one ranked before it was passed over."""
 
     implementation: Implementation

@@ -161,9 +161,8 @@ def attention(  # pyright: ignore[reportInconsistentOverload] - the options are 
     keys = own if kv_offsets is None or kv_offsets is offsets else kv_offsets.contiguous()
     rows = Rows(None if dense else own, keys, bounds)
     settings = Settings(_on_device(mask, keys), factor, _seeded(weights, q), _prepared(bias, q, k, rows), return_lse)
-    call = Call(q.device, q.dtype, q.shape[-1], v.shape[2], mask, cross=keys is not rows.queries,
-                grouped=q.shape[-2] != k.shape[1], dropout=weights.dropout > 0, with_lse=return_lse,
-                pointwise=weights.pointwise, biased=settings.bias is not None)
+    call = Call(q.device, q.dtype, q.shape[-1], v.shape[2], mask, keys is not rows.queries, q.shape[-2] != k.shape[1],
+                weights.dropout > 0, return_lse, weights.pointwise, settings.bias is not None)
     out, lse = select.choose("attention", call, implementation).implementation.compute(q, k, v, rows, settings)
     return (out, lse) if return_lse else out
 
@@ -226,18 +225,19 @@ def candidate_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, rows: 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.dim() not in (3, 4) or q.shape[-1] < 1 or q.shape[-2] < 1:
         raise InvalidArgument("q", "shape (T, H, D) or (B, K, H, D) with H, D >= 1", tuple(q.shape))
-    width = q.shape[-1]
-    if k.dim() != 3 or k.shape[2] != width or k.shape[1] < 1 or q.shape[-2] % k.shape[1]:
-        raise InvalidArgument("k", f"shape (S, G, {width}) where G divides {q.shape[-2]}", tuple(k.shape))
-    if v.dim() != 3 or v.shape[:2] != k.shape[:2] or v.shape[2] < 1:
-        raise InvalidArgument("v", f"shape ({k.shape[0]}, {k.shape[1]}, Dv)", tuple(v.shape))
-    if not q.dtype.is_floating_point:
-        raise InvalidArgument("q", "a floating-point dtype", q.dtype)
+    (*_, heads, width), of_k, of_v = q.shape, k.shape, v.shape
+    if len(of_k) != 3 or of_k[2] != width or of_k[1] < 1 or heads % of_k[1]:
+        raise InvalidArgument("k", f"shape (S, G, {width}) where G divides {heads}", tuple(of_k))
+    if len(of_v) != 3 or of_v[0] != of_k[0] or of_v[1] != of_k[1] or of_v[2] < 1:
+        raise InvalidArgument("v", f"shape ({of_k[0]}, {of_k[1]}, Dv)", tuple(of_v))
+    dtype, device = q.dtype, q.device
+    if not dtype.is_floating_point:
+        raise InvalidArgument("q", "a floating-point dtype", dtype)
     for name, tensor in (("k", k), ("v", v)):
-        if tensor.dtype != q.dtype:
-            raise InvalidArgument(name, f"{q.dtype}, as q", tensor.dtype)
-        if tensor.device != q.device:
-            raise InvalidArgument(name, f"a tensor on {q.device}, as q", tensor.device)
+        if tensor.dtype != dtype:
+            raise InvalidArgument(name, f"{dtype}, as q", tensor.dtype)
+        if tensor.device != device:
+            raise InvalidArgument(name, f"a tensor on {device}, as q", tensor.device)
 
 
 def _check_rows(q: Tensor, k: Tensor, offsets: Tensor, kv_offsets: Tensor | None) -> None:

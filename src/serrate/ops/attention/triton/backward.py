@@ -87,7 +87,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     whole = (q, grad, sums)
     blocks = tuple(descriptor(x, sizes.block) if x.dim() == 3 else x for x in whole) if tma else whole
     _backward_kv[(count * groups,)](
-        *blocks, whole, k, v, logsumexp, dk, dv, tiles, count, *numbers, sizes.block, sizes.tile,
+        *blocks, whole if tma else None, k, v, logsumexp, dk, dv, tiles, count, *numbers, sizes.block, sizes.tile,
         of_problem, (products, tma, heads_first, fold), num_warps=sizes.warps, num_stages=sizes.stages,
         maxnreg=sizes.registers)
 
@@ -341,8 +341,8 @@ def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target
                  BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """The gradients of the keys and values of a tile, from the one range of queries that can see them.
 
-    sums: `_folded` terms or delta; whole: q, grad and sums once more, never described to the copy engine, for the
-    blocks that need a mask or end with the row.
+    sums: `_folded` terms or delta; whole: where these are described to the copy engine, q, grad and sums as they are,
+    for the blocks that need a mask or end with the row.
     """
     MASK: tl.constexpr = KIND[0]
     GROUP: tl.constexpr = KIND[4]
@@ -361,15 +361,16 @@ def _backward_kv(q_source, grad, sums, whole, k_source, v_source, lse, dk_target
     if dropped[0] is not None:
         events = key_bits(dropped[0], begin + keys)
     side = keys_of_tile(bias, keys, mask, begin, length, g * GROUP, first, KIND)
+    blocks = (q_source, grad, sums)
+    if KIND[2]:
+        blocks = (q_source + tl.cast(row, tl.int64) * strides[0], grad, sums)
+    if whole is None:
+        whole = blocks
     take = (keys, keys)
     if HOW[3]:  # which of the terms are for scores, and which for gradients
         column = tl.arange(0, 16)[None, :] + tl.zeros([BN, 1], tl.int32)
         dtype: tl.constexpr = whole[2].dtype.element_ty
         take = (tl.where(column % 4 == 0, 1.0, 0.0).to(dtype), tl.where(column % 4 == 2, 1.0, 0.0).to(dtype))
-    blocks = (q_source, grad, sums)
-    if KIND[2]:
-        blocks = (q_source + tl.cast(row, tl.int64) * strides[0], grad, sums)
-        whole = blocks
     ends = (m_row, length - m_row)
     if GROUP == 1:  # no loop, which would cost registers
         dk, dv = _head_of_queries(k, v, dk, dv, blocks, whole, lse, take, keys, mask, span, g, H, T, other, ends,

@@ -62,8 +62,8 @@ def block_width(width: int) -> int:
 
 def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     """Choose the sizes for q `(T, H, D)` or `(B, K, H, D)`, k and v, as measured on an H200 (README.md)."""
-    events, heads = k.shape[:2]
-    rows, width, own_heads = problem.keys.shape[0] - 1, block_width(max(q.shape[-1], v.shape[2])), q.shape[-2] == heads
+    (events, heads, widest), values, own_heads = k.shape, v.shape[2], q.shape[-2] == k.shape[1]
+    rows, width = problem.keys.shape[0] - 1, block_width(widest if widest > values else values)
     heads_first = events < 1024 * rows
     if q.dtype == torch.float32:
         return _of_float32(width, heads_first)
