@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import launched
 from .plan import Plan, Sizes, block_width
 from .problem import CAUSAL, Problem
 from .tile import base_2, load_rows, natural, store_rows, strides
@@ -100,6 +101,7 @@ def _share(factors, low, high, LENGTH: tl.constexpr):
     return part
 
 
+@launched
 @triton.jit(do_not_specialize=["T"])
 def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H, strides, D: tl.constexpr, DV: tl.constexpr,
              BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr,
@@ -135,6 +137,7 @@ def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H, stride
     store_rows(out, acc, first, h, H, T, DV, BDV, BM)
 
 
+@launched
 @triton.jit(do_not_specialize=["T"])
 def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, plan, dq_target, dk_target, dv_target, T,
               factors, H, strides, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 from .rows import bisections, block_of, clear_past, pairs_of, queries_of
 
@@ -58,6 +59,7 @@ def totals(a: Tensor, b: Tensor, offsets: Tensor, blocks: Tensor, side: int) -> 
     return out.sum(0).to(a.dtype)
 
 
+@launched
 @triton.jit(do_not_specialize=["P", "B", "steps", "side"])
 def _fill(x, y, square, a, out, offsets, blocks, P, B, steps, H, side, e_strides, s_strides, a_strides,
           SPAN: tl.constexpr):
@@ -121,6 +123,7 @@ def _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_str
             tl.store(out + base * H + at * H, value.to(out.dtype.element_ty), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["P", "fill"])
 def _pad(a, out, offsets, blocks, P, H, N, tiles, fill, strides, BM: tl.constexpr, BN: tl.constexpr):
     """BM rows of cells of one row's square and one head."""
@@ -141,6 +144,7 @@ def _pad(a, out, offsets, blocks, P, H, N, tiles, fill, strides, BM: tl.constexp
         tl.store(out + ((step * N)[:, None] + keys[None, :]) * H, value, mask=cells)
 
 
+@launched
 @triton.jit(do_not_specialize=["P", "B"])
 def _total(a, b, out, offsets, blocks, P, B, H, side, each, a_strides, b_strides, BM: tl.constexpr, BN: tl.constexpr):
     """The sums of one tile of the square over one part of the rows."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...attention.triton.tile import precision, product
 from ...bmm.triton.tile import add_product
+from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 from .rows import bisections, block_of, clear_past, events_of, pairs_of
 
@@ -83,6 +84,7 @@ def _eighths(x, ALIGNED: tl.constexpr):
     return x
 
 
+@launched
 @triton.jit(do_not_specialize=["T", "P", "B", "steps"])
 def _products(x_source, y_source, out, offsets, blocks, T, P, B, steps, H, x_strides, y_strides, D: tl.constexpr,
               BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):
@@ -119,6 +121,7 @@ def _products_of_tile(x_source, y_source, out, first, start, length, block, held
         tl.store(out + base * H + at * H, s.to(out.dtype.element_ty), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["T", "P", "B", "steps"])
 def _sums(a, keys, queries, of_queries, of_keys, offsets, blocks, T, P, B, steps, H, a_strides, k_strides, q_strides,
           D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):

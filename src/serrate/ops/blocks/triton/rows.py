@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import launched
+
 
 def launch(offsets: Tensor, blocks: Tensor) -> None:
     """Fill `blocks` `(B + 1,)` with the running sums of squared lengths."""
@@ -22,6 +24,7 @@ def bisections(offsets: Tensor) -> int:
     return (offsets.shape[0] - 1).bit_length()
 
 
+@launched
 @triton.jit(do_not_specialize=["B"])
 def _sums_of_squares(offsets, blocks, B, STEP: tl.constexpr):
     """One program goes through all rows, many at a time."""

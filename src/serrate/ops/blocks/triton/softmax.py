@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import launched
 from .rows import bisections, block_of, clear_past, pairs_of, queries_of, row_of
 
 _SPAN = 16384  # pairs of a program over keys
@@ -89,6 +90,7 @@ def _merged(top, total, AXIS: tl.constexpr, FORWARD: tl.constexpr):
     return top, total
 
 
+@launched
 @triton.jit(do_not_specialize=["P", "B", "steps"])
 def _over_keys(a, grad, out, offsets, blocks, P, B, steps, H, a_strides, g_strides, SPAN: tl.constexpr):
     """The weights of some queries of one row and head, about SPAN pairs."""
@@ -149,6 +151,7 @@ def _long_queries(a, grad, out, first, last, length, block, H, a_stride, g_strid
                      _result(s, g, largest, sums, grad is None).to(out.dtype.element_ty), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["P", "B", "steps"])
 def _over_queries(a, grad, out, offsets, blocks, P, B, steps, H, a_strides, g_strides, STRIP: tl.constexpr):
     """The weights of strips of keys of one head, one strip after the other."""

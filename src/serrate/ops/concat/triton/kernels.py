@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -153,6 +154,7 @@ def _row_of(event, first, last, offsets, sizes, P: tl.constexpr):
     return low
 
 
+@launched
 @triton.jit(do_not_specialize=["count", "events", "fill"])
 def _move(joined, stride, offsets, sizes, parts, row_strides, strides, part_offsets, part_sizes, ends, count, events,
           fill, J: tl.constexpr, P: tl.constexpr, APART: tl.constexpr, LEFT: tl.constexpr, ENDS: tl.constexpr,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...attention.triton.tile import precision
 from ...direct import INTERPRETED
+from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 from ..api import Gate, Problem
 
@@ -254,6 +255,7 @@ def _mixed(logits, z, resident, gate, inverse, P: tl.constexpr, BP: tl.constexpr
     return tl.sum(weight * logits, 1) / tl.sum(weight, 1) * inverse
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "count", "out_stride", "several"],
             do_not_specialize_on_alignment=["allowed", "out"])
 def _every(items, item_gates, allowed, queries, query_gates, gate, out, rows, count, out_stride, inverse, several,
@@ -292,6 +294,7 @@ def _every(items, item_gates, allowed, queries, query_gates, gate, out, rows, co
         tl.store(out + tl.cast(r, tl.int64) * out_stride + item, scores, mask=there)
 
 
+@launched
 @triton.jit(do_not_specialize=["total", "count"])
 def _each(items, item_gates, ids, queries, query_gates, gate, out, total, count, inverse, P: tl.constexpr,
           BP: tl.constexpr, G: tl.constexpr, BG: tl.constexpr, RESIDENT: tl.constexpr, D: tl.constexpr,

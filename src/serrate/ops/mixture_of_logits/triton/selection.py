@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import launched
 from ...sizes import ceil_div
 
 _BLOCK = 2048  # scores of a program, fewer than 2^16
@@ -66,6 +67,7 @@ def _pass(scores: Tensor, bound: Tensor, k: int, together: bool, places: Tensor,
     _write[(rows * blocks,)](scores, bound, counts, places, passed, *sizes, k, places.shape[1], together, _BLOCK)
 
 
+@launched
 @triton.jit(do_not_specialize=["stride", "width", "groups"], do_not_specialize_on_alignment=["scores"])
 def _maxima(scores, maxima, stride, width, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr):
     """The largest score of each group of a block."""
@@ -88,6 +90,7 @@ def _load(scores, bound, row, block, stride, width, BLOCK: tl.constexpr):
     return own, place, (own > least).to(tl.int32), ((own == least) & there).to(tl.int32)
 
 
+@launched
 @triton.jit(do_not_specialize=["stride", "width", "total", "blocks"], do_not_specialize_on_alignment=["scores"])
 def _count(scores, bound, counts, stride, width, total, blocks, BLOCK: tl.constexpr):
     """How many scores of a block are above the bound, and how many are at it."""
@@ -97,6 +100,7 @@ def _count(scores, bound, counts, stride, width, total, blocks, BLOCK: tl.conste
     tl.store(counts + total + tl.program_id(0), tl.sum(level, 0))
 
 
+@launched
 @triton.jit(do_not_specialize=["stride", "width", "total", "blocks", "k", "columns"],
             do_not_specialize_on_alignment=["scores"])
 def _write(scores, bound, counts, places, passed, stride, width, total, blocks, k, columns, TOGETHER: tl.constexpr,

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import launched
 from .chunks import Tiles, ends, find_chunk, outer_strides, place
 
 _COMBINED = 16  # chunks that are combined at a time
@@ -88,6 +89,7 @@ def _finish(result, other, total, out, kept, row, rows, head, H, block, length, 
     tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "events", "slots"])
 def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, others, out, kept, rows, events, slots, H,
             HOW: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr,
@@ -167,6 +169,7 @@ def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, ot
             tl.store(others + tl.cast(slots, tl.int64) * H, total, mask=block == 0)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "events", "slots"])
 def _combine(offsets, parts, others, out, kept, rows, events, slots, H, HOW: tl.constexpr, D: tl.constexpr,
              BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr):

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import launched
 from .chunks import Tiles, find_chunk, outer_strides, place
 
 
@@ -59,6 +60,7 @@ def _inverse(sums):
     return tl.where(sums == 0, 0.0, 1.0 / sums)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "events"])
 def _spread(of_rows, offsets, out, kept, x, other, strides: tl.constexpr, rows, events, H, HOW: tl.constexpr,
             D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr):
@@ -102,6 +104,7 @@ def _spread(of_rows, offsets, out, kept, x, other, strides: tl.constexpr, rows, 
         tl.store(out + far[:, None] * (H * D), tile.to(out.dtype.element_ty), mask=there)
 
 
+@launched
 @triton.jit(do_not_specialize=["rows", "events"])
 def _spread_weighted(grad, offsets, x, weights, kept, d_x, d_weights, strides: tl.constexpr, rows, events, H,
                      D: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr):

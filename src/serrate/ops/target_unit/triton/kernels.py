@@ -15,6 +15,7 @@ from ...attention.triton.tile import precision
 from ...bmm.triton.kernels import Sizes, Source, chunk_shift, launch_jagged, tile_events
 from ...bmm.triton.rows import chunk_of, find_row, slots, turns
 from ...bmm.triton.tile import load_matrix, load_tile, store_tile
+from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 from ..api import Reading
 
@@ -98,6 +99,7 @@ def _load_query(q, parts, D):
     return tl.load(q + parts, mask=parts < D, other=0.0).to(tl.float32)
 
 
+@launched
 @triton.jit(do_not_specialize=["events", "targets", "slots", "turns", "shift"])
 def _forward(q, k, weight, bias, out, offsets, rows, ends, events, targets, slots, turns, shift, q_stride, k_stride,
              along, across, D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr,
@@ -147,6 +149,7 @@ def _forward(q, k, weight, bias, out, offsets, rows, ends, events, targets, slot
         target = following
 
 
+@launched
 @triton.jit(do_not_specialize=["events", "rows", "slots", "turns", "shift"])
 def _of_events(grad, q, weight, out, offsets, order, begins, ends, events, rows, slots, turns, shift, q_stride,
                along, across, D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,

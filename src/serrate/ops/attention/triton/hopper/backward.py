@@ -20,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from ....launch import launched
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
 from .forward import barriers, count_blocks, describe, find_tile, share, sigmoid, slope, store_rows, weights_of
@@ -171,6 +172,7 @@ def _add_to_keys(memory, place, start, blocks, dk_target, dv_target, factors, H,
     store_rows(dk_target, (dk * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
 
 
+@launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _keys(k_desc, v_desc, q_desc, grad_desc, lse, delta, dk, dv, plan, count, T, factors, ACT: gl.constexpr, H,
           D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
@@ -307,6 +309,7 @@ def _add_to_queries(memory, place, blocks, tensors, T, factors, H, WHICH: gl.con
     store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
 
 
+@launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad, grad_lse, lse, delta, dq, plan, count, T, factors,
              ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):

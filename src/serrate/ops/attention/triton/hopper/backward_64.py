@@ -24,6 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from ....launch import launched
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
 from .backward import see_keys
@@ -105,6 +106,7 @@ def _buffer(desc, N: gl.constexpr):
 # --- gradients of keys and values ---
 
 
+@launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, plan, count, T, factors,
           ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr,
@@ -230,6 +232,7 @@ def _store_terms(target, lse, delta, first, h, end, H, scale):
     gl.store(at, terms, mask=(first + step < end)[:, None])
 
 
+@launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_target, plan, count, T, factors,
              ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr,

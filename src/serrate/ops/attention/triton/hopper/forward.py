@@ -26,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from ....launch import launched
 from ..plan import Plan, block_width
 from ..problem import CAUSAL, Problem
 from ..weigh import share_of
@@ -233,6 +234,7 @@ def _load_pair(k_desc, v_desc, k_smem, v_smem, full, j, begin, n, g):
     tma.async_copy_global_to_shared(v_desc, [n + BN, g, 0], barrier, v_smem.index((j - 1) % S), pred=there)
 
 
+@launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _one_group(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, ACT: gl.constexpr, H, GROUP: gl.constexpr,
                DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
@@ -369,6 +371,7 @@ def _attend(memory, place, blocks, out, lse, T, factors, H, WHICH: gl.constexpr,
     _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
 
 
+@launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _two_groups(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, ACT: gl.constexpr, H, GROUP: gl.constexpr,
                 DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
