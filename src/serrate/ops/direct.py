@@ -96,16 +96,17 @@ class Operator:
         """Compute, through torch's dispatcher where something looks on."""
         if torch.compiler.is_compiling():
             return self.registered(*arguments)
-        tensors = [x for x in _flat(arguments) if isinstance(x, Tensor)]
+        flat = _flat(arguments)
+        tensors = [x for x in flat if isinstance(x, Tensor)]
         refuse_tangents(self.operation, *tensors)
         if watched(*tensors):
             return self.registered(*arguments)
-        if not torch.is_grad_enabled() or not any(x.requires_grad for x in tensors):
+        if not torch.is_grad_enabled() or True not in [x.requires_grad for x in tensors]:
             return self.compute(*arguments)
         if self.gradients is None:  # torch's operator refuses to be differentiated
             return self.registered(*arguments)
-        lengths = [len(x) if isinstance(x, list) else None for x in arguments]
-        found = _Direct.apply(*_flat(arguments), self, lengths)  # pyright: ignore[reportGeneralTypeIssues]
+        lengths = [len(x) if type(x) is list else None for x in arguments]
+        found = _Direct.apply(*flat, self, lengths)  # pyright: ignore[reportGeneralTypeIssues]
         return list(found) if self.gives_list else found
 
 
@@ -140,5 +141,5 @@ class _Direct(torch.autograd.Function):
 def _flat(arguments: Iterable[Any]) -> list[Any]:
     flat: list[Any] = []
     for x in arguments:
-        flat.extend(x) if isinstance(x, list) else flat.append(x)
+        flat.extend(x) if type(x) is list else flat.append(x)
     return flat

@@ -46,7 +46,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -
     tables = problem.tables
     if watched(q, k, v, *tables):
         out, logsumexp = _forward(q, k, v, *problem.as_arguments())
-    elif torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *tables)):
+    elif torch.is_grad_enabled() and True in [x.requires_grad for x in (q, k, v, *tables)]:
         out, logsumexp = _Direct.apply(q, k, v, problem, *tables)  # pyright: ignore[reportGeneralTypeIssues]
     else:
         out, logsumexp, _ = _compute(q, k, v, problem)
