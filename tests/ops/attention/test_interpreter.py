@@ -41,3 +41,7 @@ def test_small_cases_keep_the_numerics_promise(dtype):
 
 def test_pointwise_weights_and_bias():
     interpreted(str(SUITE.with_name("test_bias.py")), "-k", "triton and cpu")
+
+
+def test_tiles_that_search_and_planned_ones():
+    interpreted(str(SUITE.parent / "triton" / "test_plan.py"))
