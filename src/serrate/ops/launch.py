@@ -6,7 +6,6 @@ apart wherever Triton does. What it is not sure of it leaves to Triton: another 
 profilers and debuggers, arguments of other kinds.
 """
 
-import marshal
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,8 +19,7 @@ from .direct import INTERPRETED
 _KNOWN = triton.__version__.startswith("3.6.") and torch.version.cuda is not None and not INTERPRETED
 _MOST = 4096  # launches that a kernel remembers: numbers that never come again could make any number of them
 _LIMIT = 2**31  # of numbers that fit 32 bits
-_DTYPES = [x for x in vars(torch).values() if isinstance(x, torch.dtype)]
-_ALIGNED, _ODD = ({dtype: f"{kind}{i}".encode() for i, dtype in enumerate(_DTYPES)} for kind in "ao")
+_NUMBERS = frozenset((int, float, bool, type(None)))
 
 
 class Launched:
@@ -36,8 +34,7 @@ class Launched:
         parameters = getattr(kernel, "params", ())  # Triton's interpreter has none
         self._count, self._dynamic = len(parameters), [each.num for each in parameters if not each.is_constexpr]
         self._names = {each.name for each in parameters}
-        self._nested: list[int] = []  # which of them have been tuples with tensors
-        self._begun: dict[bytes, tuple] = {}
+        self._begun: dict[tuple, tuple] = {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         return partial(self._launch, grid) if _KNOWN else self.kernel[grid]
@@ -45,19 +42,19 @@ class Launched:
     def _launch(self, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
         device = torch._C._cuda_getDevice()
         key, values = self.told(arguments, options, device)
-        begun = None if _looked_at(self.kernel) else self._begun.get(key)
+        begun = None if key is None or _looked_at(self.kernel) else self._begun.get(key)
         if begun is None or len(grid) != 1:
             self._remember(key, self.kernel[grid](*arguments, **options), len(arguments), options)
             return
         launch, *fixed = begun
         launch(grid[0], 1, 1, torch._C._cuda_getCurrentRawStream(device), *fixed, None, None, None, *values)
 
-    def told(self, arguments: tuple, options: dict[str, Any], device: int) -> tuple[bytes, list]:
+    def told(self, arguments: tuple, options: dict[str, Any], device: int) -> tuple[tuple | None, list]:
         """Return what tells this launch from others, and the arguments with addresses in the place of tensors.
 
-        The key is empty where an argument is of another kind. Keys are equal only where Triton's own are: tensors by
-        dtype and by whether 16 divides their address, whole numbers by whether it divides them, by whether they are 1
-        and by their type, other numbers by their type, constants and what stands in tuples by value.
+        The first is None where an argument is of another kind. It is equal only where Triton's own is: tensors are told
+        apart by dtype and by whether 16 divides their address, whole numbers by whether it divides them, by whether
+        they are 1 and by whether they fit 32 bits, other numbers by their type, constants and tuples by value.
         """
         values, told = list(arguments), list(arguments)
         for i in self._dynamic:
@@ -65,28 +62,21 @@ class Launched:
             kind = type(x)
             if kind is Tensor or kind is torch.nn.Parameter:
                 values[i] = address = x.data_ptr()
-                told[i] = (_ODD if address & 15 else _ALIGNED)[x.dtype]
-            elif kind is int and x != 1 and -_LIMIT <= x < _LIMIT:
-                told[i] = b"n" if x & 15 else b"m"
-            elif kind is float:
-                told[i] = b"f"
-            elif kind is not tuple and x is not None:
-                told[i] = _told(x)
-        for i in self._nested:
-            told[i] = _told(told[i])
-        try:
-            return marshal.dumps((device, told, options), 2), values
-        except ValueError:
-            nested = [i for i in self._dynamic if type(told[i]) is tuple and _told(told[i]) != told[i]]
-            if not nested:
-                return b"", values
-        self._nested = sorted({*self._nested, *nested})
-        return self.told(arguments, options, device)
+                told[i] = (x.dtype,) if address & 15 else x.dtype
+            elif kind is int:
+                told[i] = x if not -_LIMIT <= x < _LIMIT else "one" if x == 1 else "odd" if x & 15 else "whole"
+            elif kind is tuple and _NUMBERS.issuperset(kinds := tuple(map(type, x))):
+                told[i] = x, kinds
+            elif x is not None and (found := _told(x)) is not None:
+                told[i] = found
+            elif x is not None:
+                return None, values
+        return (device, *told, *options.items()), values
 
-    def _remember(self, key: bytes, compiled: Any, count: int, options: dict[str, Any]) -> None:
+    def _remember(self, key: tuple | None, compiled: Any, count: int, options: dict[str, Any]) -> None:
         """Keep the compiled kernel that Triton has launched, where all of its arguments were given in their places."""
         launcher = getattr(compiled, "_run", None)
-        if not key or launcher is None or count != self._count or not self._names.isdisjoint(options):
+        if key is None or launcher is None or count != self._count or not self._names.isdisjoint(options):
             return
         if launcher.global_scratch_size or launcher.profile_scratch_size:
             return
@@ -102,17 +92,18 @@ def launched(kernel: Any) -> Launched:
 
 
 def _told(x: Any) -> Any:
-    """Return what tells an argument from others: a tensor, alone or in tuples, or its description; all else is told."""
+    """Return what tells an argument from others, a number in a tuple by its value; None of another kind."""
     kind = type(x)
+    if kind is float or kind is bool:
+        return kind
     if kind is tuple:
-        return tuple([_told(each) for each in x])
+        told = tuple([(each, type(each)) if type(each) in _NUMBERS else _told(each) for each in x])
+        return None if None in told else told
     if kind is Tensor or kind is torch.nn.Parameter:
-        return (_ODD if x.data_ptr() & 15 else _ALIGNED)[x.dtype]
+        return (x.dtype,) if x.data_ptr() & 15 else x.dtype
     if kind.__name__ == "TensorDescriptor":  # of Triton or of Gluon, which says how shared memory is laid out too
-        layout = getattr(x, "layout", None)
-        return kind.__module__, _ALIGNED[x.base.dtype], x.block_shape, type(layout).__name__, \
-            None if layout is None else list(vars(layout).values())
-    return x
+        return kind, x.base.dtype, tuple(x.block_shape), repr(getattr(x, "layout", None))
+    return None
 
 
 def _looked_at(kernel: Any) -> bool:

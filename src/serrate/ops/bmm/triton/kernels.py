@@ -84,7 +84,7 @@ def launch_dense(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor, out
     count, several = slots(events, rows, shift), turns(events, rows, size.events)
     _dense[ceil_div(count, several) * heads * blocks,](
         x, y, bias, out, offsets, events, rows, heads, count, several, shift, x.stride()[:2], y.stride(),
-        (0, 0) if bias is None else bias.stride()[:2], width, columns, *size[:3], precision(),
+        (0, 0) if bias is None else bias.stride()[:2], width, columns, *size[:3], precision(x.dtype),
         num_warps=size.warps, num_stages=size.stages)
 
 
@@ -105,7 +105,7 @@ def launch_jagged(x: Tensor, y: Tensor, offsets: Tensor, out: Tensor, sums: Tens
     partial = out.new_empty(parts, heads, height, columns, dtype=torch.float32)
     _jagged[ceil_div(count, several) * heads * blocks,](
         x, y, out, sums, partial, offsets, None if source is None else tuple(source), events, rows, heads, count,
-        several, shift, x.stride()[:2], y.stride()[:2], width, columns, *size[:3], precision(),
+        several, shift, x.stride()[:2], y.stride()[:2], width, columns, *size[:3], precision(x.dtype),
         num_warps=size.warps, num_stages=size.stages)
     if parts:
         blocks = ceil_div(height * columns, _ADDED)
