@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import combinations
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -25,13 +25,21 @@ def _kernel(x, numbers, n, factor, SIZE: tl.constexpr, HOW: tl.constexpr):  # no
     pass
 
 
+class Named(NamedTuple):
+    """A tuple of a class of its own."""
+
+    first: Any
+    second: int
+
+
 MEMORY = torch.zeros(64)
 ALIGNED, ODD = MEMORY[:16], MEMORY[1:17]
 TENSORS = [None, ALIGNED, ODD, ALIGNED.to(torch.bfloat16), torch.nn.Parameter(MEMORY), MEMORY.long(), MEMORY > 0]
 NUMBERS = [0, 1, 2, 15, 16, 17, 32, -1, -16, 2**31 - 1, 2**31, 2**31 + 16, -2**31, -2**31 - 1, 2**63, True, False,
            1.0, 0.0]
 TUPLES = [(), (1,), (1.0,), (True,), (16, 17), (17, 16), (16, 16), (2**31, 1), (None, 1), (ALIGNED, 1), (ODD, 1),
-          (ALIGNED.half(), 1), ((ALIGNED, 2), 3), ((ODD, 2), 3), (3, (ALIGNED, 2))]
+          (ALIGNED.half(), 1), ((ALIGNED, 2), 3), ((ODD, 2), 3), (3, (ALIGNED, 2)),
+          Named(1, 2), Named(1.0, 2), Named(ALIGNED, 2), Named(ODD, 2)]
 CONSTANTS = [1, 2, 16, 32, True, False, 0, None, "ieee", "tf32", (1, 2), (1, True), ("ieee", False)]
 
 
@@ -146,6 +154,15 @@ def test_the_second_launch_goes_straight_to_the_kernel_of_the_first(known):
     assert given[-6:] == (ODD[3:].data_ptr(), (16, 1), 200, 0.25, 32, "ieee")
 
 
+def test_arguments_by_name_are_brought_to_their_places(known):
+    kernel = Kernel()
+    mine = launched(kernel)
+    mine[(3,)](*ARGUMENTS, num_warps=4)
+    mine[(3,)](*ARGUMENTS[:3], HOW="ieee", num_warps=4, SIZE=32, factor=0.5)
+    assert kernel.launched == 1
+    assert kernel.compiled.given[0][-6:] == (ALIGNED.data_ptr(), *ARGUMENTS[1:])
+
+
 def test_launches_that_somebody_wants_to_hear_of_are_tritons_own(known, monkeypatch):
     kernel = Kernel()
     mine = launched(kernel)
@@ -171,9 +188,9 @@ def test_launches_that_somebody_wants_to_hear_of_are_tritons_own(known, monkeypa
 
 @pytest.mark.parametrize("start", [
     lambda mine: mine[(3, 2)](*ARGUMENTS),
-    lambda mine: mine[(3,)](*ARGUMENTS[:5], HOW="ieee"),
+    lambda mine: mine[(3,)](*ARGUMENTS[:5]),
     lambda mine: mine[(3,)](object(), *ARGUMENTS[1:]),
-], ids=["grid", "by name", "kind"])  # fmt: skip
+], ids=["grid", "default", "kind"])  # fmt: skip
 def test_what_is_not_understood_is_left_to_triton(known, start):
     kernel = Kernel()
     mine = launched(kernel)

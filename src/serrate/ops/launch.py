@@ -32,19 +32,22 @@ class Launched:
     def __init__(self, kernel: Any):
         self.kernel = kernel
         parameters = getattr(kernel, "params", ())  # Triton's interpreter has none
-        self._count, self._dynamic = len(parameters), [each.num for each in parameters if not each.is_constexpr]
-        self._names = {each.name for each in parameters}
+        self._names = [each.name for each in parameters]
+        self._dynamic = [each.num for each in parameters if not each.is_constexpr]
         self._begun: dict[tuple, tuple] = {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         return partial(self._launch, grid) if _KNOWN else self.kernel[grid]
 
     def _launch(self, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        missing = self._names[len(arguments):]
+        if missing and all(name in options for name in missing):
+            arguments += tuple([options.pop(name) for name in missing])
         device = torch._C._cuda_getDevice()
         key, values = self.told(arguments, options, device)
         begun = None if key is None or _looked_at(self.kernel) else self._begun.get(key)
         if begun is None or len(grid) != 1:
-            self._remember(key, self.kernel[grid](*arguments, **options), len(arguments), options)
+            self._remember(key, self.kernel[grid](*arguments, **options), len(arguments))
             return
         launch, *fixed = begun
         launch(grid[0], 1, 1, torch._C._cuda_getCurrentRawStream(device), *fixed, None, None, None, *values)
@@ -73,10 +76,10 @@ class Launched:
                 return None, values
         return (device, *told, *options.items()), values
 
-    def _remember(self, key: tuple | None, compiled: Any, count: int, options: dict[str, Any]) -> None:
-        """Keep the compiled kernel that Triton has launched, where all of its arguments were given in their places."""
+    def _remember(self, key: tuple | None, compiled: Any, count: int) -> None:
+        """Keep the compiled kernel that Triton has launched, where all of its arguments were given."""
         launcher = getattr(compiled, "_run", None)
-        if key is None or launcher is None or count != self._count or not self._names.isdisjoint(options):
+        if key is None or launcher is None or count != len(self._names):
             return
         if launcher.global_scratch_size or launcher.profile_scratch_size:
             return
@@ -96,8 +99,8 @@ def _told(x: Any) -> Any:
     kind = type(x)
     if kind is float or kind is bool:
         return kind
-    if kind is tuple:
-        told = tuple([(each, type(each)) if type(each) in _NUMBERS else _told(each) for each in x])
+    if isinstance(x, tuple):
+        told = kind, *((each, type(each)) if type(each) in _NUMBERS else _told(each) for each in x)
         return None if None in told else told
     if kind is Tensor or kind is torch.nn.Parameter:
         return (x.dtype,) if x.data_ptr() & 15 else x.dtype
