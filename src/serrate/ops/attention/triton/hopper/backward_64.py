@@ -6,7 +6,7 @@ One kernel gives the gradients of queries, one those of keys and values. No atom
 The log-sum-exp and delta of a query reach the second kernel as factors of two small products: see `_store_terms`.
 """
 
-# ruff: noqa: N803, N806, RUF005
+# ruff: noqa: N803, N806, RUF005, SIM102 - conditions of the compiler and of the device do not combine
 
 from collections.abc import Sequence
 from dataclasses import dataclass
