@@ -4,7 +4,7 @@ Each tile of 128 events has two warp groups of 64, which take turns at the matri
 kernel gives the gradients of queries, one those of keys and values. No atomics: each gradient is written once.
 """
 
-# ruff: noqa: N803, N806, RUF005
+# ruff: noqa: N803, N806, RUF005, SIM102 - conditions of the compiler and of the device do not combine
 
 from collections.abc import Sequence
 
@@ -238,7 +238,7 @@ def see_keys(dq, q, do, k, v, zeros, sums, n, limits, scale, ACT: gl.constexpr):
     """The gradient of queries, with what a block of keys at n adds.
 
     sums: log-sum-exp and delta of the queries, of a softmax; limits: the end of the keys that all of them see, and of
-    those that each sees; zeros: of a block's scores.
+    those that each sees, None where they see the whole block; zeros: of a block's scores.
     """
     s_layout: gl.constexpr = zeros.type.layout
     p_layout: gl.constexpr = gl.DotOperandLayout(0, dq.type.layout, 2)
@@ -252,9 +252,10 @@ def see_keys(dq, q, do, k, v, zeros, sums, n, limits, scale, ACT: gl.constexpr):
         change = y + y * (x - x * y)
     else:
         change = gl.exp2(s * scale - sums[0][:, None])
-    if n + BN > limits[0]:
-        seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < limits[1][:, None]
-        change = gl.where(seen, change, 0.0)
+    if limits is not None:
+        if n + BN > limits[0]:
+            seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < limits[1][:, None]
+            change = gl.where(seen, change, 0.0)
     dp = warpgroup_mma_wait(0, [dots])
     if not ACT:
         dp = dp - sums[1][:, None]

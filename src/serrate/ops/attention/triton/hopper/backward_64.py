@@ -6,7 +6,7 @@ One kernel gives the gradients of queries, one those of keys and values. No atom
 The log-sum-exp and delta of a query reach the second kernel as factors of two small products: see `_store_terms`.
 """
 
-# ruff: noqa: N803, N806, RUF005
+# ruff: noqa: N803, N806, RUF005, SIM102 - conditions of the compiler and of the device do not combine
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,6 +106,63 @@ def _buffer(desc, N: gl.constexpr):
 # --- gradients of keys and values ---
 
 
+@gluon.jit
+def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, N: gl.constexpr, CAUSAL: gl.constexpr,
+                 LAST: gl.constexpr, ACT: gl.constexpr):
+    """The gradients of a tile of keys and values, with what the first N queries of a block at n add.
+
+    Only of the LAST block some may lie past the end of the row.
+    """
+    BM: gl.constexpr = k.shape[0]
+    BD: gl.constexpr = k.shape[1]
+    BN: gl.constexpr = buffers[0].shape[1]
+    dtype: gl.constexpr = k.dtype
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
+    a_layout: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
+    q = buffers[0].index(stage).reshape([BN, BD]).slice(0, N)
+    grad = buffers[1].index(stage).reshape([BN, BD]).slice(0, N)
+    zeros = gl.full([BM, N], 0.0, gl.float32, s_layout)
+    if ACT:
+        scores = warpgroup_mma(k, q.permute([1, 0]), zeros, use_acc=False, is_async=True)
+        dots = warpgroup_mma(v, grad.permute([1, 0]), zeros, use_acc=False, is_async=True)
+        s = warpgroup_mma_wait(1, [scores])
+        y = sigmoid(s, scale)
+        x = s * scale
+        p = x * y
+        change = y + y * (x - p)
+    else:
+        column = gl.arange(0, 16, gl.SliceLayout(0, a_layout))[None, :] + gl.full([BM, 16], 0, gl.int32, a_layout)
+        take_lse = gl.where(column < 3, 1.0, 0.0).to(gl.bfloat16)
+        take_delta = gl.where((column >= 8) & (column < 11), 1.0, 0.0).to(gl.bfloat16)
+        terms = buffers[2].index(stage).reshape([BN, 16]).slice(0, N).permute([1, 0])
+        scores = warpgroup_mma(take_lse, terms, zeros, use_acc=False, is_async=True)
+        scores = warpgroup_mma(k, q.permute([1, 0]), scores, is_async=True)
+        dots = warpgroup_mma(take_delta, terms, zeros, use_acc=False, is_async=True)
+        dots = warpgroup_mma(v, grad.permute([1, 0]), dots, is_async=True)
+        s = warpgroup_mma_wait(2, [scores])
+        p = gl.exp2(s * scale)
+        change = p
+    rows = n + gl.arange(0, N, gl.SliceLayout(0, s_layout))
+    if CAUSAL:
+        keys = first + gl.arange(0, BM, gl.SliceLayout(1, s_layout))
+        if (n < first + BM) | (n + N > end):
+            seen = (rows[None, :] >= keys[:, None]) & (rows < end)[None, :]
+            p = gl.where(seen, p, 0.0)
+            change = gl.where(seen, change, 0.0)
+    elif LAST:
+        if n + N > end:
+            p = gl.where((rows < end)[None, :], p, 0.0)
+            change = gl.where((rows < end)[None, :], change, 0.0)
+    weights = gl.convert_layout(p.to(dtype), p_layout)
+    dp = warpgroup_mma_wait(0, [dots])
+    dv_next = warpgroup_mma(weights, grad, dv, is_async=True)
+    ds = gl.convert_layout((change * dp).to(dtype), p_layout)
+    dk_next = warpgroup_mma(ds, q, dk, is_async=True)
+    dv, dk, weights, ds = warpgroup_mma_wait(0, [dv_next, dk_next, weights, ds])
+    return dk, dv
+
+
 @launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, plan, count, T, factors,
@@ -116,11 +173,7 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
     BN: gl.constexpr = q_desc.block_type.shape[0]
     BD: gl.constexpr = k_desc.block_type.shape[2]
     dtype: gl.constexpr = k_desc.dtype
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
-    a_layout: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
-    s_cols: gl.constexpr = gl.SliceLayout(0, s_layout)
     first, h, begin, end = find_tile(plan, count, H, False, HEADS_FIRST)
     if first < end:
         start = begin
@@ -141,57 +194,25 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
         _load((k_desc, v_desc), (k_smem, v_smem), own, 0, 1, first, h)
         for j in gl.static_range(S):
             _load(descs, buffers, full, j, blocks, start + j * BN, h)
-        keys = first + gl.arange(0, BM, gl.SliceLayout(1, s_layout))
-        zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
         dk = gl.full([BM, BD], 0.0, gl.float32, o_layout)
         dv = gl.full([BM, BD], 0.0, gl.float32, o_layout)
-        column = gl.arange(0, 16, gl.SliceLayout(0, a_layout))[None, :] + gl.full([BM, 16], 0, gl.int32, a_layout)
-        take_lse = gl.where(column < 3, 1.0, 0.0).to(gl.bfloat16)
-        take_delta = gl.where((column >= 8) & (column < 11), 1.0, 0.0).to(gl.bfloat16)
         mbarrier.wait(own.index(0), 0)
         k = k_smem.index(0).reshape([BM, BD])
         v = v_smem.index(0).reshape([BM, BD])
-        for j in range(blocks):
+        for j in range(blocks - 1):
             stage = j % S
-            n = start + j * BN
-            rows = n + gl.arange(0, BN, s_cols)
             mbarrier.wait(full.index(stage), (j // S) & 1)
-            q = q_smem.index(stage).reshape([BN, BD])
-            grad = grad_smem.index(stage).reshape([BN, BD])
-            if ACT:
-                scores = warpgroup_mma(k, q.permute([1, 0]), zeros, use_acc=False, is_async=True)
-                dots = warpgroup_mma(v, grad.permute([1, 0]), zeros, use_acc=False, is_async=True)
-                s = warpgroup_mma_wait(1, [scores])
-                y = sigmoid(s, factors[0])
-                x = s * factors[0]
-                p = x * y
-                change = y + y * (x - p)
-            else:
-                terms = terms_smem.index(stage).reshape([BN, 16]).permute([1, 0])
-                scores = warpgroup_mma(take_lse, terms, zeros, use_acc=False, is_async=True)
-                scores = warpgroup_mma(k, q.permute([1, 0]), scores, is_async=True)
-                dots = warpgroup_mma(take_delta, terms, zeros, use_acc=False, is_async=True)
-                dots = warpgroup_mma(v, grad.permute([1, 0]), dots, is_async=True)
-                s = warpgroup_mma_wait(2, [scores])
-                p = gl.exp2(s * factors[0])
-                change = p
-            if CAUSAL:
-                if (n < first + BM) | (n + BN > end):
-                    seen = (rows[None, :] >= keys[:, None]) & (rows < end)[None, :]
-                    p = gl.where(seen, p, 0.0)
-                    change = gl.where(seen, change, 0.0)
-            else:
-                if n + BN > end:
-                    p = gl.where((rows < end)[None, :], p, 0.0)
-                    change = gl.where((rows < end)[None, :], change, 0.0)
-            weights = gl.convert_layout(p.to(dtype), p_layout)
-            dp = warpgroup_mma_wait(0, [dots])
-            dv_next = warpgroup_mma(weights, grad, dv, is_async=True)
-            ds = gl.convert_layout((change * dp).to(dtype), p_layout)
-            dk_next = warpgroup_mma(ds, q, dk, is_async=True)
-            dv, dk, weights, ds = warpgroup_mma_wait(0, [dv_next, dk_next, weights, ds])
+            dk, dv = _see_queries(dk, dv, k, v, buffers, stage, start + j * BN, first, end, factors[0], BN, CAUSAL,
+                                  False, ACT)
             gl.thread_barrier()  # all warps are through with the block
-            _load(descs, buffers, full, j + S, blocks, n + S * BN, h)
+            _load(descs, buffers, full, j + S, blocks, start + (j + S) * BN, h)
+        stage = (blocks - 1) % S
+        n = start + (blocks - 1) * BN
+        mbarrier.wait(full.index(stage), ((blocks - 1) // S) & 1)
+        if end - n <= BN // 2:
+            dk, dv = _see_queries(dk, dv, k, v, buffers, stage, n, first, end, factors[0], BN // 2, CAUSAL, True, ACT)
+        else:
+            dk, dv = _see_queries(dk, dv, k, v, buffers, stage, n, first, end, factors[0], BN, CAUSAL, True, ACT)
         if ACT:
             dv = dv * share(factors, begin, end, ACT)
         store_rows(dv_target, dv.to(dtype), first, h, end, H, DV)
@@ -232,7 +253,21 @@ def _store_terms(target, lse, delta, first, h, end, H, scale):
     gl.store(at, terms, mask=(first + step < end)[:, None])
 
 
+<<<<<<< HEAD
 @launched
+=======
+@gluon.jit
+def _rows_of(layout: gl.constexpr, each):
+    """Numbers of the rows of a tile, as a tile of another layout has its rows; None stays."""
+    if each[0] is None:
+        return each
+    found = ()
+    for i in gl.static_range(len(each)):
+        found = found + (gl.convert_layout(each[i], gl.SliceLayout(1, layout)),)
+    return found
+
+
+>>>>>>> tail
 @gluon.jit(do_not_specialize=["T", "count"])
 def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_target, plan, count, T, factors,
              ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr,
@@ -281,15 +316,26 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
         if CAUSAL:
             high = gl.minimum(high, rows + 1)
             safe = gl.minimum(end, first)
-        zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
         dq = gl.full([BM, BD], 0.0, gl.float32, o_layout)
-        for j in range(blocks):
+        zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
+        for j in range(blocks - 1):
             stage = j % S
             mbarrier.wait(full.index(stage), (j // S) & 1)
             k = k_smem.index(stage).reshape([BN, BD])
             v = v_smem.index(stage).reshape([BN, BD])
-            n = begin + j * BN
-            dq = see_keys(dq, q, do, k, v, zeros, (past, deltas), n, (safe, high), factors[0], ACT)
+            dq = see_keys(dq, q, do, k, v, zeros, (past, deltas), 0, None, factors[0], ACT)
             gl.thread_barrier()  # all warps are through with the block
-            _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, n + S * BN, h)
+            _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, begin + (j + S) * BN, h)
+        stage = (blocks - 1) % S
+        n = begin + (blocks - 1) * BN
+        mbarrier.wait(full.index(stage), ((blocks - 1) // S) & 1)
+        k = k_smem.index(stage).reshape([BN, BD])
+        v = v_smem.index(stage).reshape([BN, BD])
+        if end - n <= BN // 2:
+            half: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN // 2, 16])
+            few = gl.full([BM, BN // 2], 0.0, gl.float32, half)
+            dq = see_keys(dq, q, do, k.slice(0, BN // 2), v.slice(0, BN // 2), few, _rows_of(half, (past, deltas)), n,
+                          (safe, _rows_of(half, (high,))[0]), factors[0], ACT)
+        else:
+            dq = see_keys(dq, q, do, k, v, zeros, (past, deltas), n, (safe, high), factors[0], ACT)
         store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
