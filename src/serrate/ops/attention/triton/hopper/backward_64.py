@@ -253,9 +253,6 @@ def _store_terms(target, lse, delta, first, h, end, H, scale):
     gl.store(at, terms, mask=(first + step < end)[:, None])
 
 
-<<<<<<< HEAD
-@launched
-=======
 @gluon.jit
 def _rows_of(layout: gl.constexpr, each):
     """Numbers of the rows of a tile, as a tile of another layout has its rows; None stays."""
@@ -267,7 +264,7 @@ def _rows_of(layout: gl.constexpr, each):
     return found
 
 
->>>>>>> tail
+@launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_target, plan, count, T, factors,
              ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr,
