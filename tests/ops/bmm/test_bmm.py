@@ -213,6 +213,19 @@ def test_gradients_of_gradients(name, kind, device):
         torch.testing.assert_close(actual.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 
 
+@every_device
+@pytest.mark.parametrize("name", ["cpu", "triton"])
+def test_gradients_of_dense_at_once_are_those_of_a_graph(name, device):
+    usable(name, torch.float16, device)
+    case = NAMED["heads, columns"]
+    leaves = [x.requires_grad_() for x in case.dense(torch.float16, device)]
+    out = compute("dense", leaves, case.offsets(device), name)
+    grad = torch.randn_like(out)
+    found = [torch.autograd.grad(out, leaves, grad, create_graph=graph, retain_graph=True) for graph in (False, True)]
+    torch.testing.assert_close(*found)
+    assert [x.requires_grad for x in (*found[0], *found[1])] == [False] * 3 + [True] * 3
+
+
 @given(row_lengths(max_rows=5, max_length=9), st.integers(1, 20), st.integers(1, 20), st.integers(0, 3), st.booleans(),
        st.booleans(), st.sampled_from((torch.int32, torch.int64)))
 @pytest.mark.parametrize("name", ["cpu"])
@@ -241,6 +254,10 @@ def test_custom_operators_are_well_behaved(case, name, device):
     x, y, bias = (*(each.requires_grad_() for each in case.dense(device=device)), None)[:3]
     torch.library.opcheck(getattr(torch.ops.serrate, f"jagged_dense_bmm_{name}").default,
                           (x, y, bias, case.offsets(device)), test_utils=tests)
+    if name == "triton":
+        grad = torch.randn(case.events, case.heads, case.columns, device=device)
+        torch.library.opcheck(torch.ops.serrate.jagged_dense_bmm_backward_triton.default,
+                              (x.detach(), y.detach(), grad, case.offsets(device), True), test_utils=tests)
     x, y = (each.requires_grad_() for each in case.jagged(device=device))
     for sums in (False, True):
         torch.library.opcheck(getattr(torch.ops.serrate, f"jagged_jagged_bmm_{name}").default,

@@ -7,22 +7,29 @@ asked for, the sums of y over each row `(B, H, F)`. Then
     of dense:   dx = dense(g, yᵀ),     dy, dbias = jagged(x, g, sums)
     of jagged:  dx = dense(y, gᵀ),     dy = dense(x, g, bias = gradient of the sums)
 
-So gradients of gradients come for nothing.
+So gradients of gradients come for nothing. Where nobody asks for these, `dense_backward(x, y, g, offsets, sums)` may
+give the gradients of dense at once: a list of dx, dy and, if asked for, dbias.
 """
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
-def register(dense: Any, jagged: Any) -> None:
-    """Let two custom operators of these signatures be each other's gradient."""
+def register(dense: Any, jagged: Any, dense_backward: Any = None) -> None:
+    """Let two custom operators of these signatures be each other's gradient; both of dense in one, if there is such."""
     dense.register_fake(_dense_result)
     jagged.register_fake(_jagged_results)
+    if dense_backward is not None:
+        dense_backward.register_fake(lambda x, y, grad, offsets, sums: [
+            x.new_empty(x.shape), *_jagged_results(x, grad, offsets, sums)])
 
     def of_dense(ctx: Any, grad: Tensor) -> tuple:
         x, y, offsets = ctx.saved_tensors
         of_x, of_y, of_bias = ctx.needs_input_grad[:3]
+        if dense_backward is not None and of_x and of_y and not torch.is_grad_enabled():
+            return *(*dense_backward(x, y, grad, offsets, of_bias), None)[:3], None
         d_x = dense(grad, y.mT, None, offsets) if of_x else None
         d_y, d_bias = (*jagged(x, grad, offsets, of_bias), None)[:2] if of_y or of_bias else (None, None)
         return d_x, d_y, d_bias, None

@@ -48,9 +48,24 @@ def _jagged(x: Tensor, y: Tensor, offsets: Tensor, sums: bool) -> list[Tensor]:
     return [out] if total is None else [out, total]
 
 
+@operator("serrate::jagged_dense_bmm_backward_triton")
+def _dense_backward(x: Tensor, y: Tensor, grad: Tensor, offsets: Tensor, sums: bool) -> list[Tensor]:
+    """Return the gradients of x and y and, if asked for, of the bias: `grad` is read once where widths allow that."""
+    from . import kernels
+
+    if not kernels.back_too(x.shape[2], grad.shape[2], x.dtype) or not x.shape[0]:
+        return [_dense(grad, y.mT, None, offsets), *_jagged(x, grad, offsets, sums)]
+    d_x, d_y = x.new_empty(x.shape), y.new_empty(y.shape)
+    total = y.new_empty(*y.shape[:2], y.shape[3]) if sums else None
+    if y.shape[0]:
+        with on_device_of(x):
+            kernels.launch_jagged(unit_stride(x), unit_stride(grad), offsets, d_y, total, back=(_one_dense(y), d_x))
+    return [d_x, d_y] if total is None else [d_x, d_y, total]
+
+
 def _one_dense(y: Tensor) -> Tensor:
     """Return matrices `(B, H, D, F)` of which one of the last two axes is dense, so that a transpose is no copy."""
     return y if 1 in y.stride()[2:] else y.contiguous()
 
 
-register(_dense, _jagged)
+register(_dense, _jagged, _dense_backward)

@@ -13,16 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...attention.triton.tile import precision
 from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 from .rows import chunk_of, find_row, slots, turns
-from .tile import add_part, add_product, load_matrix, load_tile, store_tile
+from .tile import load_matrix, load_tile, precision, store_tile
 
 SHIFT = 11  # 2,048 events are multiplied by a program at most
 _LONGEST = 14  # and 16,384 are summed by one
 _PROGRAMS = 1024  # enough to fill any device
-_ADDED = 1024  # elements of a matrix that one program adds
+_ADDED = 4096  # elements of a matrix that one program adds: most rows have no sums in parts, so programs are few
 
 
 class Sizes(NamedTuple):
@@ -48,19 +47,11 @@ def tile_events(events: int, rows: int) -> int:
     return 16 if mean < 24 else 32 if mean < 48 else 64
 
 
-def sizes(shape: tuple[int, int, int], rows: int, dtype: torch.dtype, jagged: bool) -> Sizes:
-    """Return the sizes for T events in so many rows, D wide, and results that are F wide.
-
-    Products of float32 have no matrix unit and hold their operands in registers: they are summed over few at a time.
-    """
-    events = tile_events(shape[0], rows)
-    depth, columns = (max(16, power_of_two(each)) for each in shape[1:])
-    if dtype == torch.float32 and precision() == "ieee":
-        columns = min(columns, 64)
-        return Sizes(16, min(depth, 64), columns, 8, 2) if jagged else Sizes(events, 16, columns, 8, 2)
+def sizes(shape: tuple[int, int, int], rows: int, dtype: torch.dtype) -> Sizes:
+    """Return the sizes for T events in so many rows, D wide, and results that are F wide."""
     most = 128 if dtype != torch.float32 else 64
-    depth, columns = min(depth, most), min(columns, most)
-    return Sizes(events, depth, columns, 4, 3)
+    depth, columns = (min(max(16, power_of_two(each)), most) for each in shape[1:])
+    return Sizes(tile_events(shape[0], rows), depth, columns, 4, 3)
 
 
 def chunk_shift(tile: int, work: int) -> int:
@@ -78,7 +69,7 @@ def sum_shift(work: int) -> int:
 def launch_dense(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor, out: Tensor) -> None:
     """Fill `out` `(T, H, F)`. The last stride of `x` and `bias` is 1, and one of the last two of `y`."""
     (events, heads, width), (rows, *_, columns) = x.shape, y.shape
-    size = sizes((events, width, columns), rows, x.dtype, False)
+    size = sizes((events, width, columns), rows, x.dtype)
     blocks = ceil_div(columns, size.columns)
     shift = chunk_shift(size.events, events * heads * blocks)
     count, several = slots(events, rows, shift), turns(events, rows, size.events)
@@ -88,14 +79,23 @@ def launch_dense(x: Tensor, y: Tensor, bias: Tensor | None, offsets: Tensor, out
         num_warps=size.warps, num_stages=size.stages)
 
 
+def back_too(width: int, columns: int, dtype: torch.dtype) -> bool:
+    """Whether the product of two jagged tensors of these widths may give products with matrices too, see
+    `launch_jagged`: where a program has whole events of both. In float32 there are too few registers for that.
+    """
+    return dtype != torch.float32 and max(width, columns) <= 128
+
+
 def launch_jagged(x: Tensor, y: Tensor, offsets: Tensor, out: Tensor, sums: Tensor | None,
-                  source: Source | None = None) -> None:
+                  source: Source | None = None, back: tuple[Tensor, Tensor] | None = None) -> None:
     """Fill `out` `(B, H, D, F)` and, where asked for, `sums` `(B, H, F)`, of any dtype.
 
-    The last stride of `x` and `y` is 1. `offsets` are those of `y`, and of `x` without a `source`.
+    The last stride of `x` and `y` is 1. `offsets` are those of `y`, and of `x` without a `source`. Where `back_too`,
+    `back` may be matrices `(B, H, D, F)`, and what is filled with the products of y and their transposes `(T, H, D)`.
     """
     (events, heads, columns), rows, width = y.shape, out.shape[0], x.shape[2]
-    size = sizes((events, width, columns), rows, x.dtype, True)
+    size = sizes((events, width, columns), rows, x.dtype)
+    matrix, d_x = (None, None) if back is None else back
     blocks = ceil_div(columns, size.columns) * ceil_div(width, size.depth)
     shift = sum_shift(events * heads * blocks)
     count, several = slots(events, rows, shift), turns(events, rows, 16)
@@ -104,9 +104,9 @@ def launch_jagged(x: Tensor, y: Tensor, offsets: Tensor, out: Tensor, sums: Tens
     height = width + (sums is not None)
     partial = out.new_empty(parts, heads, height, columns, dtype=torch.float32)
     _jagged[ceil_div(count, several) * heads * blocks,](
-        x, y, out, sums, partial, offsets, None if source is None else tuple(source), events, rows, heads, count,
-        several, shift, x.stride()[:2], y.stride()[:2], width, columns, *size[:3], precision(x.dtype),
-        num_warps=size.warps, num_stages=size.stages)
+        x, y, matrix, d_x, out, sums, partial, offsets, None if source is None else tuple(source), events, rows, heads,
+        count, several, shift, x.stride()[:2], y.stride()[:2], (0,) * 4 if matrix is None else matrix.stride(), width,
+        columns, *size[:3], precision(x.dtype), num_warps=size.warps if back is None else 8, num_stages=size.stages)
     if parts:
         blocks = ceil_div(height * columns, _ADDED)
         _added[rows * heads * blocks,](partial, out, sums, offsets, events, heads, shift, width, columns, _ADDED,
@@ -148,11 +148,10 @@ def _dense(x, y, bias, out, offsets, events, rows, heads, slots, turns, shift, x
                 for at in range(0, count, BT):
                     events_at = x + (first + at) * x_strides[0]
                     acc = tl.zeros([BT, BF], tl.float32)
-                    lost = acc
                     for d in range(0, D, BD):
                         tile = load_tile(events_at, x_strides[0], count - at, D, d + tl.arange(0, BD), BT)
                         matrix = load_matrix(matrix_at, y_strides[2], y_strides[3], d, column, D, F, BD)
-                        acc, lost = add_product(acc, lost, tile, matrix, PRECISION)
+                        acc = tl.dot(tile, matrix, acc, input_precision=PRECISION)
                     acc += added[None, :]
                     store_tile(out + (first + at) * heads * F, acc, heads * F, count - at, column, F, BT)
         row = following
@@ -160,10 +159,13 @@ def _dense(x, y, bias, out, offsets, events, rows, heads, slots, turns, shift, x
 
 @launched
 @triton.jit(do_not_specialize=["events", "rows", "heads", "slots", "turns", "shift"])
-def _jagged(x, y, out, sums, partial, offsets, source, events, rows, heads, slots, turns, shift, x_strides, y_strides,
-            D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr,
-            PRECISION: tl.constexpr):
-    """A block (BD, BF) of the products over some chunks of one head; of a row of several chunks a partial sum each."""
+def _jagged(x, y, matrix, d_x, out, sums, partial, offsets, source, events, rows, heads, slots, turns, shift,
+            x_strides, y_strides, m_strides, D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+            BF: tl.constexpr, PRECISION: tl.constexpr):
+    """A block (BD, BF) of the products over some chunks of one head; of a row of several chunks a partial sum each.
+
+    With matrices also the products of y and their transposes.
+    """
     pid = tl.program_id(0)
     across: tl.constexpr = (F + BF - 1) // BF
     down: tl.constexpr = (D + BD - 1) // BD
@@ -183,19 +185,23 @@ def _jagged(x, y, out, sums, partial, offsets, source, events, rows, heads, slot
         if (first < end) | (first == own):  # an empty row has zeros
             count = tl.minimum(end - first, chunk).to(tl.int32)
             acc = tl.zeros([BD, BF], tl.float32)
-            lost = acc
             if sums is not None:  # one for each event of a tile, added up at the end
                 total = tl.zeros([BT, BF], tl.float32)
-                total_lost = total
             events_at = x + first * x_strides[0]
             if source is not None:
                 events_at += (tl.load(source[1] + tl.load(source[0] + row)) - own) * x_strides[0]
+            if matrix is not None:
+                matrix_at = matrix + tl.cast(row, tl.int64) * m_strides[0] + tl.cast(h, tl.int64) * m_strides[1]
+                back = load_matrix(matrix_at, m_strides[3], m_strides[2], 0, lines, F, D, BF)
             for at in range(0, count, BT):
                 left = load_tile(events_at, x_strides[0], count - at, D, lines, BT)
                 right = load_tile(y + (first + at) * y_strides[0], y_strides[0], count - at, F, column, BT)
-                acc, lost = add_product(acc, lost, left.T, right, PRECISION)
+                acc = tl.dot(left.T, right, acc, input_precision=PRECISION)
+                if matrix is not None:
+                    store_tile(d_x + ((first + at) * heads + h) * D, tl.dot(right, back, input_precision=PRECISION),
+                               heads * D, count - at, lines, D, BT)
                 if sums is not None:
-                    total, total_lost = add_part(total, total_lost, right, PRECISION)
+                    total += right.to(tl.float32)
                 events_at += BT * x_strides[0]
             if end - own <= chunk:
                 place = tl.cast(row, tl.int64) * heads + h

@@ -2,8 +2,16 @@
 
 # ruff: noqa: N803
 
+import torch
 import triton
 import triton.language as tl
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Return how products are computed: of float32 by three of TF32, or by one where torch allows that."""
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
 
 @triton.jit
@@ -49,13 +57,3 @@ def add_whole(acc, lost, part):
     part -= lost
     total = acc + part
     return total, (total - acc) - part
-
-
-@triton.jit
-def add_part(acc, lost, part, PRECISION: tl.constexpr):
-    """`acc + part` in float32, and of float32 what was lost to rounding on the way."""
-    if part.dtype == tl.float32 and PRECISION == "ieee":
-        acc, lost = add_whole(acc, lost, part)
-    else:
-        acc += part.to(tl.float32)
-    return acc, lost
