@@ -144,9 +144,14 @@ def _of_softmax(ctx: Any, grad: Tensor, made: dict[str, Any]) -> tuple:
 
 def _of_differences(ctx: Any, grad: Tensor, made: dict[str, Any]) -> tuple:
     ones = grad.new_ones((*ctx.sizes, 1))  # the sum over keys, and over queries, is a product with these
-    needs = ctx.needs_input_grad
-    return (made["matmul"](grad, ones, *ctx.saved_tensors, False).squeeze(2) if needs[0] else None,
-            -made["matmul"](grad, ones, *ctx.saved_tensors, True).squeeze(2) if needs[1] else None, None, None, None)
+    rows, (of_x, of_y, *_) = ctx.saved_tensors, ctx.needs_input_grad
+    if of_x and of_y and not torch.is_grad_enabled():  # at once, but without a graph
+        over_keys, over_queries = made["both_matmuls"](grad, ones, ones, *rows)
+    else:
+        over_keys = made["matmul"](grad, ones, *rows, False) if of_x else None
+        over_queries = made["matmul"](grad, ones, *rows, True) if of_y else None
+    return (None if over_keys is None else over_keys.squeeze(2),
+            None if over_queries is None else -over_queries.squeeze(2), None, None, None)
 
 
 def _of_multiply(ctx: Any, grad: Tensor, made: dict[str, Any]) -> tuple:

@@ -162,6 +162,7 @@ CASES = [
     Case("many tiny", (1, 2, 0, 1, 3, 1, 2, 1) * 3, width=4),
     Case("multiples of 8", (8, 16, 40, 8), width=32),
     Case("past a tile", (70, 3, 131), width=8),
+    Case("every eighth query", (3, 259), width=8),
     Case("width 1", (6, 3), width=1),
     Case("width 200", (9, 18), width=200),
     Case("heads", (5, 0, 19, 8), width=12, heads=3),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...launch import launched
 from ...sizes import ceil_div, power_of_two
-from .rows import bisections, block_of, clear_past, pairs_of, queries_of
+from .rows import bisections, block_of, clear_past, ends_of, pairs_of, period_of, queries_of, words_of
 
 _SPAN = 16384  # pairs of a program
 _CELLS = 4096  # of a tile of a padded block
@@ -53,10 +53,10 @@ def totals(a: Tensor, b: Tensor, offsets: Tensor, blocks: Tensor, side: int) -> 
     queries, keys = 16, min(power_of_two(side), 64)
     rows, tiles = offsets.shape[0] - 1, ceil_div(side, queries) * ceil_div(side, keys)
     parts = max(1, min(rows, _ENOUGH // tiles))
-    out = torch.empty((parts, side, side), dtype=torch.float32, device=a.device)
+    out = torch.empty((parts, side, side), dtype=a.dtype if parts == 1 else torch.float32, device=a.device)
     _total[(tiles * parts,)](a, b, out, offsets, blocks, a.shape[0], rows, a.shape[1], side, ceil_div(rows, parts),
                              a.stride(), b.stride(), queries, keys, num_warps=4)
-    return out.sum(0).to(a.dtype)
+    return out[0] if parts == 1 else out.sum(0).to(a.dtype)
 
 
 @launched
@@ -76,51 +76,71 @@ def _fill(x, y, square, a, out, offsets, blocks, P, B, steps, H, side, e_strides
     if a is not None:
         a += h * a_strides[1]
     out += h
-    if (length % 8 == 0) & (block % 8 == 0):
-        _fill_queries(x, y, square, a, out, first, last, length // 8 * 8, block // 8 * 8, H, side, e_strides,
-                      s_strides, a_strides[0])
-    else:
-        _fill_queries(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides,
-                      a_strides[0])
-
-
-@triton.jit
-def _fill_queries(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_stride):
     if length <= 64:
-        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_stride, 32,
+        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_strides[0], 16,
                     64)
     elif length <= 256:
-        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_stride, 8,
+        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_strides[0], 4,
                     256)
-    else:
-        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_stride, 2,
+    elif length <= 1024:
+        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_strides[0], 1,
                     1024)
+    else:
+        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_strides[0], 1,
+                    4096)
 
 
 @triton.jit
 def _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_stride,
                 BM: tl.constexpr, BN: tl.constexpr):
-    """The same in tiles of BM queries and BN keys."""
-    for i in range(first, last, BM):
-        queries = i + tl.arange(0, BM)
-        for n in range(0, length, BN):
-            keys = n + tl.arange(0, BN)
-            base, at, inside = pairs_of(i, tl.arange(0, BM), keys, last, length, block)
-            if square is None:
-                own = tl.load(x + queries.to(tl.int64) * e_strides[0], mask=queries < last, other=0)
-                other = tl.load(y + keys.to(tl.int64) * e_strides[2], mask=keys < length, other=0)
-                if out.dtype.element_ty.is_floating():
-                    own = own.to(tl.float32)
-                    other = other.to(tl.float32)
-                value = own[:, None] - other[None, :]
+    """The same in tiles of BM queries that begin alike and BN keys: whole words, and what is at either end of them."""
+    period = period_of(length)
+    columns = tl.arange(0, BN)
+    for own in range(first, tl.minimum(first + period, last)):
+        head, count = words_of(block + tl.cast(own, tl.int64) * length, length)
+        for n in range(0, count, BN):
+            _fill_keys(x, y, square, a, out, own, last, period, head + n, columns, columns < count - n, length, block,
+                       H, side, e_strides, s_strides, a_stride, BM, True)
+        if count < length:
+            ends, there = ends_of(head, count, length)
+            _fill_keys(x, y, square, a, out, own, last, period, 0, ends, there, length, block, H, side,
+                       e_strides, s_strides, a_stride, BM, False)
+
+
+@triton.jit
+def _fill_keys(x, y, square, a, out, first, last, period, key, columns, there, length, block, H, side, e_strides,
+               s_strides, a_stride, BM: tl.constexpr, WORDS: tl.constexpr):
+    """Some keys of the queries that are a period apart."""
+    keys = key + columns
+    steps = tl.arange(0, BM) * period
+    if square is None:
+        other = tl.load(y + keys.to(tl.int64) * e_strides[2], mask=there, other=0)
+    for i in range(first, last, BM * period):
+        queries = i + steps
+        base, at, inside = pairs_of(i, steps, key, columns, there, last, length, block, WORDS)
+        if square is None:
+            own = tl.load(x + queries.to(tl.int64) * e_strides[0], mask=queries < last, other=0)
+            if out.dtype.element_ty.is_floating():
+                value = own.to(tl.float32)[:, None] - other.to(tl.float32)[None, :]
             else:
-                held = inside & (queries < side)[:, None] & (keys < side)[None, :]
-                cells = (queries.to(tl.int64) * s_strides[1])[:, None] + keys[None, :] * s_strides[2]
-                value = tl.load(square + cells, mask=held, other=0)
-            if a is not None:
-                factor = tl.load(a + base * a_stride + at * a_stride, mask=inside, other=0.0)
-                value = value.to(tl.float32) * factor.to(tl.float32)
-            tl.store(out + base * H + at * H, value.to(out.dtype.element_ty), mask=inside)
+                value = own[:, None] - other[None, :]
+        else:
+            if WORDS & (key % 8 == 0) & (side % 8 == 0):
+                value = _cells(square, queries, key // 8 * 8 + columns, inside, side // 8 * 8, s_strides)
+            else:
+                value = _cells(square, queries, keys, inside, side, s_strides)
+        if a is not None:
+            factor = tl.load(a + base * a_stride + at * a_stride, mask=inside, other=0.0)
+            value = value.to(tl.float32) * factor.to(tl.float32)
+        tl.store(out + base * H + at * H, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _cells(square, queries, keys, inside, side, strides):
+    """The cells of a square that a tile of pairs meets; 0 past its side."""
+    held = inside & (queries < side)[:, None] & (keys < side)[None, :]
+    at = (queries.to(tl.int64) * strides[1])[:, None] + keys[None, :] * strides[2]
+    return tl.load(square + at, mask=held, other=0)
 
 
 @launched
@@ -138,7 +158,7 @@ def _pad(a, out, offsets, blocks, P, H, N, tiles, fill, strides, BM: tl.constexp
     out += (row * N + first) * N * H + h
     for n in range(0, N, BN):
         keys = n + tl.arange(0, BN)
-        base, at, inside = pairs_of(first, step, keys, held, length, block)
+        base, at, inside = pairs_of(first, step, 0, keys, keys < length, held, length, block, False)
         cells = (first + step < N)[:, None] & (keys < N)[None, :]
         value = tl.load(a + base * strides[0] + at * strides[0], mask=inside & cells, other=fill)
         tl.store(out + ((step * N)[:, None] + keys[None, :]) * H, value, mask=cells)
@@ -160,10 +180,10 @@ def _total(a, b, out, offsets, blocks, P, B, H, side, each, a_strides, b_strides
         length = (tl.load(offsets + row + 1) - tl.load(offsets + row)).to(tl.int32)
         if first < length:
             block, held = block_of(blocks, row, length, P)
-            base, at, inside = pairs_of(first, step, keys, held, length, block)
+            base, at, inside = pairs_of(first, step, 0, keys, keys < length, held, length, block, False)
             for h in range(H):
                 left = tl.load(a + base * a_strides[0] + h * a_strides[1] + at * a_strides[0], mask=inside, other=0.0)
                 right = tl.load(b + base * b_strides[0] + h * b_strides[1] + at * b_strides[0], mask=inside, other=0.0)
                 total += left.to(tl.float32) * right.to(tl.float32)
     at = out + (tl.cast(part, tl.int64) * side + first) * side + (step * side)[:, None] + keys[None, :]
-    tl.store(at, total, mask=(first + step < side)[:, None] & (keys < side)[None, :])
+    tl.store(at, total.to(out.dtype.element_ty), mask=(first + step < side)[:, None] & (keys < side)[None, :])

@@ -24,6 +24,11 @@ def bisections(offsets: Tensor) -> int:
     return (offsets.shape[0] - 1).bit_length()
 
 
+def whole_words(a: Tensor) -> bool:
+    """Return whether a word of 8 numbers of `a` may be read where only some of them are there."""
+    return a.stride(0) == 1 and a.data_ptr() % (8 * a.itemsize) == 0
+
+
 @launched
 @triton.jit(do_not_specialize=["B"])
 def _sums_of_squares(offsets, blocks, B, STEP: tl.constexpr):
@@ -90,13 +95,55 @@ def queries_of(offsets, blocks, slot, P, B, bisections, SPAN: tl.constexpr):
 
 
 @triton.jit
-def pairs_of(first, step, keys, last, length, block):
-    """Where the pairs of the queries `first + step` with keys lie: the place of the first, int64, and of all from it.
+def pairs_of(first, step, key, columns, there, last, length, block, WORDS: tl.constexpr):
+    """Where the pairs of the queries `first + step` with the keys `key + columns` lie: the first, int64; all from it.
 
-    Also which of them there are, (M, N) as the places: none from query `last` on.
+    Also which of them there are, (M, N) as the places: `there` (N,) of keys, and none from query `last` on. Where
+    columns begin words and steps are periods, places are visibly so: then loads and stores are of 16 bytes.
     """
-    inside = (first + step < last)[:, None] & (keys < length)[None, :]
-    return block + tl.cast(first, tl.int64) * length, (step * length)[:, None] + keys[None, :], inside
+    base = block + tl.cast(first, tl.int64) * length + key
+    at = step * length
+    if WORDS:
+        base = base // 8 * 8
+        at = at // 8 * 8
+    return base, at[:, None] + columns[None, :], (first + step < last)[:, None] & there[None, :]
+
+
+@triton.jit
+def period_of(length):
+    """After how many queries pairs begin at the same place of a word of 8 again: 1, 2, 4 or 8."""
+    return tl.where(length % 8 == 0, 1, tl.where(length % 4 == 0, 2, tl.where(length % 2 == 0, 4, 8)))
+
+
+@triton.jit
+def words_of(begin, length):
+    """Which pairs of a query, which begin at `begin`, fill words of 8: the key of the first, and visibly a multiple of
+    8, how many.
+    """
+    head = tl.minimum((8 - begin % 8) % 8, length).to(tl.int32)
+    return head, (length - head) // 8 * 8
+
+
+@triton.jit
+def ends_of(head, count, length):
+    """The keys of a query on either side of its words, (16,), and which of these there are."""
+    end = tl.arange(0, 16)
+    keys = tl.where(end < 8, end, head + count + end - 8)
+    return keys, keys < tl.where(end < 8, head, length)
+
+
+@triton.jit
+def words_at(places, shift, length, WHOLE: tl.constexpr):
+    """Which places have keys, counted from where the word begins that has the first pair of a query, `shift` before it.
+
+    Where words may be read whole, all places of words that have some: what is beside the keys is not to be used.
+    """
+    begin = shift
+    end = shift + length
+    if WHOLE:
+        begin = begin // 8 * 8
+        end = (end + 7) // 8 * 8
+    return (places >= begin) & (places < end)
 
 
 @triton.jit

@@ -36,24 +36,3 @@ def store_tile(target, rows, stride, count, columns, width, N: tl.constexpr):
     step = tl.arange(0, N)
     inside = (step < count)[:, None] & (columns < width)[None, :]
     tl.store(target + step[:, None] * stride + columns[None, :], rows.to(target.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def add_product(acc, lost, left, right, PRECISION: tl.constexpr):
-    """`acc + left · right`, float32, and what was lost to rounding on the way, 0 at first and kept of float32 alone.
-
-    Kahan's sum: long sums of float32 in turn would round more than torch's, which are of parts.
-    """
-    if left.dtype == tl.float32 and PRECISION == "ieee":
-        acc, lost = add_whole(acc, lost, tl.dot(left, right, input_precision=PRECISION))
-    else:
-        acc = tl.dot(left, right, acc, input_precision=PRECISION)
-    return acc, lost
-
-
-@triton.jit
-def add_whole(acc, lost, part):
-    """`acc + part`, and what was lost to rounding on the way."""
-    part -= lost
-    total = acc + part
-    return total, (total - acc) - part
