@@ -4,7 +4,7 @@ A tile works through the one range of events that its rows span and masks by the
 a single one, which gives all gradients. Half precision, heads up to 64 wide, self-attention, causal or not.
 """
 
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ...launch import launched
 from .plan import Plan, Sizes, block_width
 from .problem import CAUSAL, Problem
-from .tile import base_2, load_rows, natural, store_rows, strides
+from .tile import base_2, load_rows, log2, natural, reciprocal, store_rows, strides
 from .weigh import activated, share_of
 
 
@@ -25,7 +25,8 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     numbers = _numbers(inputs, problem, sizes)
     events, heads = inputs[0].shape[:2]
     _forward[(-(-events // sizes.tile) * heads,)](
-        *inputs, *results, plan.events(), *numbers, num_warps=sizes.warps, num_stages=sizes.stages)
+        *inputs, *results, plan.events(), *numbers, num_warps=sizes.warps, num_stages=sizes.stages,
+        maxnreg=sizes.registers)
 
 
 def launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: Plan,
@@ -65,31 +66,55 @@ def _find_tile(plan, T, H, BM: tl.constexpr):
 
 
 @triton.jit
-def _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, scale, D: tl.constexpr,
-           DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
-           ACT: tl.constexpr, FAST: tl.constexpr):
-    """Let the queries of a tile see one block of keys: the running maximum, sum and weighted values."""
-    low = tl.maximum(low, n)  # the last block of all is moved back to lie inside; what it repeats is not seen
-    n = tl.minimum(n, T - BN)
-    k = load_rows(k_source, n, h, strides[4], strides[5], end, D, BD, BN, True, False)
-    v = load_rows(v_source, n, h, strides[7], strides[8], end, DV, BDV, BN, True, False)
-    s = tl.dot(q, k.T)
-    cols = n + tl.arange(0, BN)
-    seen = (cols[None, :] < high[:, None]) & (cols[None, :] >= low[:, None])
-    if ACT:
-        p, _ = activated(s * scale, ACT, FAST)
-        if MASKED:
-            p = tl.where(seen, p, 0.0)
-    else:
-        if MASKED:
-            s = tl.where(seen, s, float("-inf"))
-        top = tl.maximum(m, tl.max(s, 1) * scale)
-        p = tl.exp2(s * scale - top[:, None])
-        shrink = tl.exp2(m - top)
-        total = total * shrink + tl.sum(p, 1)
-        acc *= shrink[:, None]
-        m = top
-    return m, total, tl.dot(p.to(v.dtype), v, acc)
+def _scores(q, source, n, h, stride_t, stride_h, T, scale, D: tl.constexpr, BN: tl.constexpr):
+    """The scores of a tile's queries and the block of keys at n, (BM, BN)."""
+    k = load_rows(source, n, h, stride_t, stride_h, T, D, q.shape[1], BN, False, False)
+    return tl.dot(q, k.T) * scale
+
+
+@triton.jit
+def _between(events, low, high):
+    """Which of the events lie from `low` to `high`, by one comparison: what lies below is far above."""
+    return (events[None, :] - low[:, None]).to(tl.uint32) < tl.maximum(high - low, 0).to(tl.uint32)[:, None]
+
+
+@triton.jit
+def _see_all(q, m, k_source, v_source, low, high, begin, end, h, strides, T, scale, D: tl.constexpr, DV: tl.constexpr,
+             BDV: tl.constexpr, BN: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr):
+    """Let the queries of a tile see their keys: the weighted values, and twice the sums (BM,) of weights relative to m.
+
+    Once of the weights themselves, for the log-sum-exp, once as they are rounded for their product with the values:
+    what one key alone is seen by is its value.
+    """
+    acc = tl.zeros([q.shape[0], BDV], tl.float32)
+    total = tl.zeros([q.shape[0], 4], tl.float32)  # of the four threads that hold a row: none waits for another
+    rounded = tl.zeros([q.shape[0], 8], tl.float32)  # as often as the narrowest product has columns
+    for n in range(begin, end, BN):
+        s = _scores(q, k_source, n, h, strides[4], strides[5], T, scale, D, BN)
+        v = load_rows(v_source, n, h, strides[7], strides[8], T, DV, BDV, BN, False, False)
+        seen = _between(n + tl.arange(0, BN), low, high)
+        if ACT:
+            p, _ = activated(tl.where(seen, s, 0.0), ACT, FAST)  # which all make 0 of 0
+        else:
+            p = tl.exp2(tl.where(seen, s, float("-inf")) - m[:, None])
+        weights = p.to(v.dtype)
+        if not ACT:
+            total += tl.sum(tl.sum(p.reshape(q.shape[0], BN // 8, 4, 2), 3), 1)
+            rounded = tl.dot(weights, tl.full([BN, 8], 1.0, v.dtype), rounded)
+        acc = tl.dot(weights, v, acc)
+    return acc, tl.sum(total, 1), tl.max(rounded, 1)
+
+
+@triton.jit
+def _maxima(q, k_source, low, high, begin, end, h, strides, T, scale, D: tl.constexpr, BN: tl.constexpr):
+    """The largest score of each query, (BM,)."""
+    m = tl.full([q.shape[0]], float("-inf"), tl.float32)
+    for n in range(begin, end, BN):
+        s = _scores(q, k_source, n, h, strides[4], strides[5], T, scale, D, BN)
+        cols = n + tl.arange(0, BN)  # compared twice: beside `_see_all`, Triton 3.6 does not compile `_between` here
+        seen = (cols[None, :] >= low[:, None]) & (cols[None, :] < high[:, None])
+        m = tl.maximum(m, tl.max(tl.where(seen, s, float("-inf")), 1))
+    return m
 
 
 @triton.jit
@@ -103,44 +128,48 @@ def _share(factors, low, high, LENGTH: tl.constexpr):
 
 @launched
 @triton.jit(do_not_specialize=["T"])
-def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H, strides, D: tl.constexpr, DV: tl.constexpr,
-             BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr,
-             ACT: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
-    """Attend from BM packed events to the one range of events that their rows span."""
+def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H: tl.constexpr, strides, D: tl.constexpr,
+             DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+             CAUSAL: tl.constexpr, ACT: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
+    """Attend from BM packed events to the one range of events that their rows span.
+
+    A score is hardly ever so large or low that its exponential leaves the range of numbers: nobody looks for a maximum
+    unless the sum of a row tells that one did.
+    """
     first, h, begin, end = _find_tile(plan, T, H, BM)
     rows = first + tl.arange(0, BM)
-    low = tl.load(plan + rows, mask=rows < T, other=0)
-    high = tl.load(plan + T + rows, mask=rows < T, other=0)
+    at = tl.minimum(rows, T - 1)
+    low = tl.load(plan + at)
+    high = tl.load(plan + T + at)
     part = _share(factors, low, high, LENGTH)
-    unmasked = begin
-    if begin == tl.max(low, 0):  # one row alone
-        unmasked = first if CAUSAL else end
     if CAUSAL:
-        high = tl.minimum(high, rows + 1)
+        high = tl.minimum(high, at + 1)
         end = tl.minimum(end, first + BM)
-    unmasked = begin + (unmasked - begin) // BN * BN
+    tl.assume(begin < end)
     q = load_rows(q_source, first, h, strides[1], strides[2], T, D, BD, BM, False, False)
-    m = tl.full([BM], -1e30, tl.float32)
-    total = tl.zeros([BM], tl.float32)
-    acc = tl.zeros([BM, BDV], tl.float32)
-    for n in range(begin, unmasked, BN):
-        m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, factors[0], D,
-                               DV, BD, BDV, BN, False, ACT, FAST)
-    for n in range(unmasked, end, BN):
-        m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, factors[0], D,
-                               DV, BD, BDV, BN, True, ACT, FAST)
+    m = tl.zeros([BM], tl.float32)
+    acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, h, strides, T, factors[0], D, DV,
+                                   BDV, BN, ACT, FAST)
     if ACT:
         acc *= part
     else:
-        tl.store(lse + tl.cast(h, tl.int64) * T + rows, m + tl.log2(total), mask=rows < T)
-        acc *= (1.0 / total)[:, None]
+        LOW: tl.constexpr = 2.0**-8 if q.dtype == tl.float16 else 2.0**-60  # of the weights on average
+        HIGH: tl.constexpr = 2.0**15 if q.dtype == tl.float16 else 2.0**60
+        fits = (total > (high - low).to(tl.float32) * LOW) & (total < HIGH)
+        if tl.min(fits.to(tl.int32), 0) == 0:  # the other rows of the tile get the same bits again
+            m = _maxima(q, k_source, low, high, begin, end, h, strides, T, factors[0], D, BN)
+            m = tl.where(fits, 0.0, m)
+            acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, h, strides, T, factors[0],
+                                           D, DV, BDV, BN, ACT, FAST)
+        tl.store(lse + tl.cast(h, tl.int64) * T + rows, m + log2(total, FAST), mask=rows < T)
+        acc *= reciprocal(rounded, FAST)[:, None]
     store_rows(out, acc, first, h, H, T, DV, BDV, BM)
 
 
 @launched
 @triton.jit(do_not_specialize=["T"])
 def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, plan, dq_target, dk_target, dv_target, T,
-              factors, H, strides, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+              factors, H: tl.constexpr, strides, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
               BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, ACT: tl.constexpr, LENGTH: tl.constexpr,
               FAST: tl.constexpr):
     """All gradients of BM packed events in one pass over the one range of events that their rows span."""
@@ -177,8 +206,7 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
             lse_n = tl.load(lse_source + others)
             if grad_lse is not None:
                 delta_n -= base_2(tl.load(grad_lse + others))
-        same = (others[None, :] >= tl.maximum(low, n)[:, None]) & (others[None, :] < high[:, None])
-        seen = same & (others[None, :] <= rows[:, None]) if CAUSAL else same
+        seen = _between(others, tl.maximum(low, n), tl.minimum(high, rows + 1) if CAUSAL else high)
         if ACT:
             _, change = activated(tl.dot(q, k_n.T) * scale, ACT, FAST)
             ds = tl.where(seen, change, 0.0) * tl.dot(do, v_n.T)
@@ -187,7 +215,8 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
             p = tl.where(seen, p, 0.0)
             ds = p * (tl.dot(do, v_n.T) - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k_n, dq)
-        seen = same & (others[None, :] >= rows[:, None]) if CAUSAL else same
+        if CAUSAL:
+            seen = _between(others, tl.maximum(rows, n), high)
         if ACT:
             p, change = activated(tl.dot(k, q_n.T) * scale, ACT, FAST)
             p = tl.where(seen, p, 0.0)
