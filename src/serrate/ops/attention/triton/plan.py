@@ -99,7 +99,7 @@ def _of_few_queries(tile: int, own_heads: bool, tma: bool) -> Tiling:
 @lru_cache
 def _of_short_rows(width: int) -> Tiling:
     """Return the sizes for packed tiles."""
-    forward = Sizes(32, 16, 1, 3, registers=128 if width <= 32 else 168)
+    forward = Sizes(32, 16, 4, 3, registers=128) if width <= 32 else Sizes(32, 16, 1, 3, registers=168)
     backward = Sizes(64, 32, 4, 2, registers=128 if width <= 32 else None)
     return Tiling(True, forward, backward, backward, (forward, backward))
 

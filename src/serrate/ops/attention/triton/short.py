@@ -6,6 +6,7 @@ a single one, which gives all gradients. Half precision, heads up to 64 wide, se
 
 # ruff: noqa: N803, N806
 
+import math
 from collections.abc import Sequence
 
 import triton
@@ -24,8 +25,9 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     sizes = _sizes(plan, 0)
     numbers = _numbers(inputs, problem, sizes)
     events, heads = inputs[0].shape[:2]
-    _forward[(-(-events // sizes.tile) * heads,)](
-        *inputs, *results, plan.events(), *numbers, num_warps=sizes.warps, num_stages=sizes.stages,
+    together = math.gcd(heads, sizes.warps)  # heads of a program, a warp each
+    _forward[(-(-events // sizes.tile) * (heads // together),)](
+        *inputs, *results, plan.events(), *numbers, together, num_warps=together, num_stages=sizes.stages,
         maxnreg=sizes.registers)
 
 
@@ -66,54 +68,66 @@ def _find_tile(plan, T, H, BM: tl.constexpr):
 
 
 @triton.jit
-def _scores(q, source, n, h, stride_t, stride_h, T, scale, D: tl.constexpr, BN: tl.constexpr):
-    """The scores of a tile's queries and the block of keys at n, (BM, BN)."""
-    k = load_rows(source, n, h, stride_t, stride_h, T, D, q.shape[1], BN, False, False)
-    return tl.dot(q, k.T) * scale
-
-
-@triton.jit
 def _between(events, low, high):
     """Which of the events lie from `low` to `high`, by one comparison: what lies below is far above."""
     return (events[None, :] - low[:, None]).to(tl.uint32) < tl.maximum(high - low, 0).to(tl.uint32)[:, None]
 
 
 @triton.jit
-def _see_all(q, m, k_source, v_source, low, high, begin, end, h, strides, T, scale, D: tl.constexpr, DV: tl.constexpr,
-             BDV: tl.constexpr, BN: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr):
-    """Let the queries of a tile see their keys: the weighted values, and twice the sums (BM,) of weights relative to m.
+def _load(source, events, heads, stride_t, stride_h, D: tl.constexpr, BD: tl.constexpr):
+    """Load events (N,) of heads (P,): (P, N, BD), zero past the width."""
+    d = tl.arange(0, BD)[None, None, :]
+    at = source + tl.cast(heads, tl.int64)[:, None, None] * stride_h
+    at += tl.cast(events, tl.int64)[None, :, None] * stride_t + d
+    return tl.load(at) if D == BD else tl.load(at, mask=d < D, other=0.0)
+
+
+@triton.jit
+def _scores(q, source, events, heads, stride_t, stride_h, scale, D: tl.constexpr):
+    """The scores of a tile's queries (P, BM, BD) and a block of keys, (P, BM, BN)."""
+    return tl.dot(q, _load(source, events, heads, stride_t, stride_h, D, q.shape[2]).permute(0, 2, 1)) * scale
+
+
+@triton.jit
+def _see_all(q, m, k_source, v_source, low, high, begin, end, heads, strides, T, scale, D: tl.constexpr,
+             DV: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr):
+    """Let the queries of a tile see their keys: the weighted values, twice the sums (P, BM) of weights relative to m.
 
     Once of the weights themselves, for the log-sum-exp, once as they are rounded for their product with the values:
     what one key alone is seen by is its value.
     """
-    acc = tl.zeros([q.shape[0], BDV], tl.float32)
-    total = tl.zeros([q.shape[0], 4], tl.float32)  # of the four threads that hold a row: none waits for another
-    rounded = tl.zeros([q.shape[0], 8], tl.float32)  # as often as the narrowest product has columns
+    P: tl.constexpr = q.shape[0]
+    BM: tl.constexpr = q.shape[1]
+    acc = tl.zeros([P, BM, BDV], tl.float32)
+    total = tl.zeros([P, BM, 4], tl.float32)  # of the four threads that hold a row: none waits for another
+    rounded = tl.zeros([P, BM, 8], tl.float32)  # as often as the narrowest product has columns
     for n in range(begin, end, BN):
-        s = _scores(q, k_source, n, h, strides[4], strides[5], T, scale, D, BN)
-        v = load_rows(v_source, n, h, strides[7], strides[8], T, DV, BDV, BN, False, False)
-        seen = _between(n + tl.arange(0, BN), low, high)
+        cols = n + tl.arange(0, BN)
+        at = tl.minimum(cols, T - 1)
+        s = _scores(q, k_source, at, heads, strides[4], strides[5], scale, D)
+        v = _load(v_source, at, heads, strides[7], strides[8], DV, BDV)
+        seen = _between(cols, low, high)[None, :, :]
         if ACT:
             p, _ = activated(tl.where(seen, s, 0.0), ACT, FAST)  # which all make 0 of 0
         else:
-            p = tl.exp2(tl.where(seen, s, float("-inf")) - m[:, None])
+            p = tl.exp2(tl.where(seen, s, float("-inf")) - m[:, :, None])
         weights = p.to(v.dtype)
         if not ACT:
-            total += tl.sum(tl.sum(p.reshape(q.shape[0], BN // 8, 4, 2), 3), 1)
-            rounded = tl.dot(weights, tl.full([BN, 8], 1.0, v.dtype), rounded)
+            total += tl.sum(tl.sum(p.reshape(P, BM, BN // 8, 4, 2), 4), 2)
+            rounded = tl.dot(weights, tl.full([P, BN, 8], 1.0, v.dtype), rounded)
         acc = tl.dot(weights, v, acc)
-    return acc, tl.sum(total, 1), tl.max(rounded, 1)
+    return acc, tl.sum(total, 2), tl.max(rounded, 2)
 
 
 @triton.jit
-def _maxima(q, k_source, low, high, begin, end, h, strides, T, scale, D: tl.constexpr, BN: tl.constexpr):
-    """The largest score of each query, (BM,)."""
-    m = tl.full([q.shape[0]], float("-inf"), tl.float32)
+def _maxima(q, k_source, low, high, begin, end, heads, strides, T, scale, D: tl.constexpr, BN: tl.constexpr):
+    """The largest score of each query, (P, BM)."""
+    m = tl.full([q.shape[0], q.shape[1]], float("-inf"), tl.float32)
     for n in range(begin, end, BN):
-        s = _scores(q, k_source, n, h, strides[4], strides[5], T, scale, D, BN)
         cols = n + tl.arange(0, BN)  # compared twice: beside `_see_all`, Triton 3.6 does not compile `_between` here
+        s = _scores(q, k_source, tl.minimum(cols, T - 1), heads, strides[4], strides[5], scale, D)
         seen = (cols[None, :] >= low[:, None]) & (cols[None, :] < high[:, None])
-        m = tl.maximum(m, tl.max(tl.where(seen, s, float("-inf")), 1))
+        m = tl.maximum(m, tl.max(tl.where(seen[None, :, :], s, float("-inf")), 2))
     return m
 
 
@@ -130,40 +144,45 @@ def _share(factors, low, high, LENGTH: tl.constexpr):
 @triton.jit(do_not_specialize=["T"])
 def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H: tl.constexpr, strides, D: tl.constexpr,
              DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-             CAUSAL: tl.constexpr, ACT: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
-    """Attend from BM packed events to the one range of events that their rows span.
+             CAUSAL: tl.constexpr, ACT: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr, P: tl.constexpr):
+    """Attend from BM packed events of P heads, a warp each, to the one range of events that their rows span.
 
     A score is hardly ever so large or low that its exponential leaves the range of numbers: nobody looks for a maximum
     unless the sum of a row tells that one did.
     """
-    first, h, begin, end = _find_tile(plan, T, H, BM)
+    first, part, begin, end = _find_tile(plan, T, H // P, BM)
+    heads = part * P + tl.arange(0, P)
     rows = first + tl.arange(0, BM)
     at = tl.minimum(rows, T - 1)
     low = tl.load(plan + at)
     high = tl.load(plan + T + at)
-    part = _share(factors, low, high, LENGTH)
+    share = _share(factors, low, high, LENGTH)
     if CAUSAL:
         high = tl.minimum(high, at + 1)
         end = tl.minimum(end, first + BM)
     tl.assume(begin < end)
-    q = load_rows(q_source, first, h, strides[1], strides[2], T, D, BD, BM, False, False)
-    m = tl.zeros([BM], tl.float32)
-    acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, h, strides, T, factors[0], D, DV,
-                                   BDV, BN, ACT, FAST)
+    q = _load(q_source, at, heads, strides[1], strides[2], D, BD)
+    m = tl.zeros([P, BM], tl.float32)
+    acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, heads, strides, T, factors[0], D,
+                                   DV, BDV, BN, ACT, FAST)
     if ACT:
-        acc *= part
+        acc *= share
     else:
         LOW: tl.constexpr = 2.0**-8 if q.dtype == tl.float16 else 2.0**-60  # of the weights on average
         HIGH: tl.constexpr = 2.0**15 if q.dtype == tl.float16 else 2.0**60
-        fits = (total > (high - low).to(tl.float32) * LOW) & (total < HIGH)
-        if tl.min(fits.to(tl.int32), 0) == 0:  # the other rows of the tile get the same bits again
-            m = _maxima(q, k_source, low, high, begin, end, h, strides, T, factors[0], D, BN)
+        fits = (total > ((high - low).to(tl.float32) * LOW)[None, :]) & (total < HIGH)
+        if tl.min(fits.to(tl.int32)) == 0:  # the other rows of the tile get the same bits again
+            m = _maxima(q, k_source, low, high, begin, end, heads, strides, T, factors[0], D, BN)
             m = tl.where(fits, 0.0, m)
-            acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, h, strides, T, factors[0],
-                                           D, DV, BDV, BN, ACT, FAST)
-        tl.store(lse + tl.cast(h, tl.int64) * T + rows, m + log2(total, FAST), mask=rows < T)
-        acc *= reciprocal(rounded, FAST)[:, None]
-    store_rows(out, acc, first, h, H, T, DV, BDV, BM)
+            acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, heads, strides, T,
+                                           factors[0], D, DV, BDV, BN, ACT, FAST)
+        tl.store(lse + tl.cast(heads, tl.int64)[:, None] * T + rows[None, :], m + log2(total, FAST),
+                 mask=(rows < T)[None, :])
+        acc *= reciprocal(rounded, FAST)[:, :, None]
+    d = tl.arange(0, BDV)[None, None, :]
+    out += tl.cast(first, tl.int64) * (H * DV)
+    out += tl.arange(0, BM)[None, :, None] * (H * DV) + heads[:, None, None] * DV + d
+    tl.store(out, acc.to(out.dtype.element_ty), mask=(rows < T)[None, :, None] & (d < DV))
 
 
 @launched
