@@ -105,9 +105,9 @@ def test_gradients_through_the_log_sum_exp_alone(name, case, device):
         assert not exact.grads[-tensors[2].numel():].any()  # values do not matter to it
 
 
-def scores_of(kind: str, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def scores_of(kind: str, lengths: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs of width 16 and scale 1 whose scores are extreme."""
-    q, k, v, _ = Case("", (40, 3, 0, 17), width=16).tensors(dtype, device)
+    q, k, v, _ = Case("", lengths, width=16).tensors(dtype, device)
     if kind == "plus and minus 150":
         signs = torch.where(torch.arange(len(q), device=device) % 3 == 0, -1.0, 1.0).to(dtype)[:, None, None]
         q, k = torch.full_like(q, 2.5), torch.full_like(k, 3.75) * signs  # 16 · 2.5 · 3.75 = 150
@@ -123,11 +123,12 @@ def scores_of(kind: str, dtype: torch.dtype, device: str) -> tuple[Tensor, Tenso
 @every_device
 @pytest.mark.parametrize("mask", [CAUSAL, Mask()], ids=["causal", "full"])
 @pytest.mark.parametrize("kind", ["plus and minus 150", "up to 150", "all equal", "one huge outlier"])
+@pytest.mark.parametrize("lengths", [(40, 3, 0, 17), (40, 3, 0, 30, 17)], ids=["few", "packed"])
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=["float32", "bfloat16", "float16"])
 @every_implementation
-def test_extreme_scores(name, dtype, kind, mask, device):
-    q, k, v = scores_of(kind, dtype, device)
-    out = check(name, Case("", (40, 3, 0, 17), width=16, mask=mask), (q, k, v), scale=1.0, extreme=True).out
+def test_extreme_scores(name, dtype, lengths, kind, mask, device):
+    q, k, v = scores_of(kind, lengths, dtype, device)
+    out = check(name, Case("", lengths, width=16, mask=mask), (q, k, v), scale=1.0, extreme=True).out
     assert out.isfinite().all()
     if kind == "all equal" and not mask.causal:
         mean = v[:40].float().mean(0).expand(40, -1, -1)
@@ -172,14 +173,16 @@ def test_gradients_may_arrive_in_any_layout(name, device):
 
 @every_device
 @pytest.mark.parametrize("event", [0, 40, 63])
+@pytest.mark.parametrize("size", [1, 50], ids=["ordinary", "extreme"])
+@pytest.mark.parametrize("dtype", [None, torch.float16], ids=["default", "float16"])
 @every_implementation
-def test_no_event_sees_a_later_one(name, event, device):
-    q, k, v, offsets = Case("", (7, 64, 3)).tensors(low_dtype(name), device)
+def test_no_event_sees_a_later_one(name, dtype, size, event, device):
+    q, k, v, offsets = Case("", (7, 64, 3)).tensors(dtype or low_dtype(name), device)
     usable(name, MIXED, (q, k, v))
     before = attention(q, k, v, offsets, mask=CAUSAL, implementation=name)
     at = 7 + event
     for x in (q, k, v):
-        x[at] = 3 - x[at]
+        x[at] = size * (3 - x[at])
     after = attention(q, k, v, offsets, mask=CAUSAL, implementation=name)
     assert torch.equal(before[:at], after[:at])
     assert torch.equal(before[71:], after[71:])  # nor does another row

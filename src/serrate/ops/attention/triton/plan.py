@@ -99,9 +99,8 @@ def _of_few_queries(tile: int, own_heads: bool, tma: bool) -> Tiling:
 @lru_cache
 def _of_short_rows(width: int) -> Tiling:
     """Return the sizes for packed tiles."""
-    forward, backward = Sizes(64, 32, 4, 3), Sizes(64, 32, 4, 2)
-    if width <= 32:
-        forward, backward = Sizes(32, 16, 1, 3), Sizes(64, 32, 4, 2, registers=128)
+    forward = Sizes(32, 16, 4, 3, registers=128) if width <= 32 else Sizes(32, 16, 1, 3, registers=168)
+    backward = Sizes(64, 32, 4, 2, registers=128 if width <= 32 else None)
     return Tiling(True, forward, backward, backward, (forward, backward))
 
 
@@ -209,9 +208,9 @@ class Plan:
     def events(self) -> Tensor:
         """Return where the row of every event begins and ends."""
         if (True, 0) not in self._made:
-            offsets, events = self._problem.keys, self._events[0]
+            offsets, events, rows = self._problem.keys, self._events[0], self._problem.keys.shape[0] - 1
             self._made[True, 0] = offsets.new_empty((2, events), dtype=torch.int32)
-            _plan_events[(offsets.shape[0] - 1,)](offsets, self._made[True, 0], events, 32, num_warps=1)
+            _plan_events[(-(-rows // 16),)](offsets, self._made[True, 0], rows, events, 16, 16, num_warps=4)
         return self._made[True, 0]
 
     def _cut(self, of_queries: bool, tile: int) -> Tensor:
@@ -276,13 +275,14 @@ def _plan_tiles(own, other, plan, count, events, others, dense, TILE: tl.constex
 
 
 @launched
-@triton.jit(do_not_specialize=["T"])
-def _plan_events(offsets, plan, T, STEP: tl.constexpr):
-    """For every event of row `b`, where the row starts and ends: `plan` (2, T)."""
-    b = tl.program_id(0).to(tl.int64)
-    start = tl.load(offsets + b).to(tl.int32)
-    end = tl.minimum(tl.load(offsets + b + 1), T).to(tl.int32)
-    for n in range(start, end, STEP):
-        at = n + tl.arange(0, STEP)
-        tl.store(plan + at, tl.zeros([STEP], tl.int32) + start, mask=at < end)
-        tl.store(plan + T + at, tl.zeros([STEP], tl.int32) + end, mask=at < end)
+@triton.jit(do_not_specialize=["rows", "T"])
+def _plan_events(offsets, plan, rows, T, ROWS: tl.constexpr, STEP: tl.constexpr):
+    """For every event of `ROWS` rows, where its row starts and ends: `plan` (2, T)."""
+    b = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    start = tl.load(offsets + b, mask=b < rows, other=0).to(tl.int32)[:, None]
+    end = tl.minimum(tl.load(offsets + b + 1, mask=b < rows, other=0), T).to(tl.int32)[:, None]
+    nothing = tl.zeros([ROWS, STEP], tl.int32)
+    for n in range(0, tl.max(end - start), STEP):
+        at = start + (n + tl.arange(0, STEP))[None, :]
+        tl.store(plan + at, nothing + start, mask=at < end)
+        tl.store(plan + T + at, nothing + end, mask=at < end)

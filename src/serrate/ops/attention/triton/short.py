@@ -4,8 +4,9 @@ A tile works through the one range of events that its rows span and masks by the
 a single one, which gives all gradients. Half precision, heads up to 64 wide, self-attention, causal or not.
 """
 
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 
+import math
 from collections.abc import Sequence
 
 import triton
@@ -15,7 +16,7 @@ from torch import Tensor
 from ...launch import launched
 from .plan import Plan, Sizes, block_width
 from .problem import CAUSAL, Problem
-from .tile import base_2, load_rows, natural, store_rows, strides
+from .tile import base_2, load_rows, log2, natural, reciprocal, store_rows, strides
 from .weigh import activated, share_of
 
 
@@ -24,8 +25,10 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     sizes = _sizes(plan, 0)
     numbers = _numbers(inputs, problem, sizes)
     events, heads = inputs[0].shape[:2]
-    _forward[(-(-events // sizes.tile) * heads,)](
-        *inputs, *results, plan.events(), *numbers, num_warps=sizes.warps, num_stages=sizes.stages)
+    together = math.gcd(heads, sizes.warps)  # heads of a program, a warp each
+    _forward[(-(-events // sizes.tile) * (heads // together),)](
+        *inputs, *results, plan.events(), *numbers, together, num_warps=together, num_stages=sizes.stages,
+        maxnreg=sizes.registers)
 
 
 def launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: Plan,
@@ -65,31 +68,67 @@ def _find_tile(plan, T, H, BM: tl.constexpr):
 
 
 @triton.jit
-def _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, scale, D: tl.constexpr,
-           DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
-           ACT: tl.constexpr, FAST: tl.constexpr):
-    """Let the queries of a tile see one block of keys: the running maximum, sum and weighted values."""
-    low = tl.maximum(low, n)  # the last block of all is moved back to lie inside; what it repeats is not seen
-    n = tl.minimum(n, T - BN)
-    k = load_rows(k_source, n, h, strides[4], strides[5], end, D, BD, BN, True, False)
-    v = load_rows(v_source, n, h, strides[7], strides[8], end, DV, BDV, BN, True, False)
-    s = tl.dot(q, k.T)
-    cols = n + tl.arange(0, BN)
-    seen = (cols[None, :] < high[:, None]) & (cols[None, :] >= low[:, None])
-    if ACT:
-        p, _ = activated(s * scale, ACT, FAST)
-        if MASKED:
-            p = tl.where(seen, p, 0.0)
-    else:
-        if MASKED:
-            s = tl.where(seen, s, float("-inf"))
-        top = tl.maximum(m, tl.max(s, 1) * scale)
-        p = tl.exp2(s * scale - top[:, None])
-        shrink = tl.exp2(m - top)
-        total = total * shrink + tl.sum(p, 1)
-        acc *= shrink[:, None]
-        m = top
-    return m, total, tl.dot(p.to(v.dtype), v, acc)
+def _between(events, low, high):
+    """Which of the events lie from `low` to `high`, by one comparison: what lies below is far above."""
+    return (events[None, :] - low[:, None]).to(tl.uint32) < tl.maximum(high - low, 0).to(tl.uint32)[:, None]
+
+
+@triton.jit
+def _load(source, events, heads, stride_t, stride_h, D: tl.constexpr, BD: tl.constexpr):
+    """Load events (N,) of heads (P,): (P, N, BD), zero past the width."""
+    d = tl.arange(0, BD)[None, None, :]
+    at = source + tl.cast(heads, tl.int64)[:, None, None] * stride_h
+    at += tl.cast(events, tl.int64)[None, :, None] * stride_t + d
+    return tl.load(at) if D == BD else tl.load(at, mask=d < D, other=0.0)
+
+
+@triton.jit
+def _scores(q, source, events, heads, stride_t, stride_h, scale, D: tl.constexpr):
+    """The scores of a tile's queries (P, BM, BD) and a block of keys, (P, BM, BN)."""
+    return tl.dot(q, _load(source, events, heads, stride_t, stride_h, D, q.shape[2]).permute(0, 2, 1)) * scale
+
+
+@triton.jit
+def _see_all(q, m, k_source, v_source, low, high, begin, end, heads, strides, T, scale, D: tl.constexpr,
+             DV: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr):
+    """Let the queries of a tile see their keys: the weighted values, twice the sums (P, BM) of weights relative to m.
+
+    Once of the weights themselves, for the log-sum-exp, once as they are rounded for their product with the values:
+    what one key alone is seen by is its value.
+    """
+    P: tl.constexpr = q.shape[0]
+    BM: tl.constexpr = q.shape[1]
+    acc = tl.zeros([P, BM, BDV], tl.float32)
+    total = tl.zeros([P, BM, 4], tl.float32)  # of the four threads that hold a row: none waits for another
+    rounded = tl.zeros([P, BM, 8], tl.float32)  # as often as the narrowest product has columns
+    for n in range(begin, end, BN):
+        cols = n + tl.arange(0, BN)
+        at = tl.minimum(cols, T - 1)
+        s = _scores(q, k_source, at, heads, strides[4], strides[5], scale, D)
+        v = _load(v_source, at, heads, strides[7], strides[8], DV, BDV)
+        seen = _between(cols, low, high)[None, :, :]
+        if ACT:
+            p, _ = activated(tl.where(seen, s, 0.0), ACT, FAST)  # which all make 0 of 0
+        else:
+            p = tl.exp2(tl.where(seen, s, float("-inf")) - m[:, :, None])
+        weights = p.to(v.dtype)
+        if not ACT:
+            total += tl.sum(tl.sum(p.reshape(P, BM, BN // 8, 4, 2), 4), 2)
+            rounded = tl.dot(weights, tl.full([P, BN, 8], 1.0, v.dtype), rounded)
+        acc = tl.dot(weights, v, acc)
+    return acc, tl.sum(total, 2), tl.max(rounded, 2)
+
+
+@triton.jit
+def _maxima(q, k_source, low, high, begin, end, heads, strides, T, scale, D: tl.constexpr, BN: tl.constexpr):
+    """The largest score of each query, (P, BM)."""
+    m = tl.full([q.shape[0], q.shape[1]], float("-inf"), tl.float32)
+    for n in range(begin, end, BN):
+        cols = n + tl.arange(0, BN)  # compared twice: beside `_see_all`, Triton 3.6 does not compile `_between` here
+        s = _scores(q, k_source, tl.minimum(cols, T - 1), heads, strides[4], strides[5], scale, D)
+        seen = (cols[None, :] >= low[:, None]) & (cols[None, :] < high[:, None])
+        m = tl.maximum(m, tl.max(tl.where(seen[None, :, :], s, float("-inf")), 2))
+    return m
 
 
 @triton.jit
@@ -103,44 +142,53 @@ def _share(factors, low, high, LENGTH: tl.constexpr):
 
 @launched
 @triton.jit(do_not_specialize=["T"])
-def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H, strides, D: tl.constexpr, DV: tl.constexpr,
-             BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr,
-             ACT: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr):
-    """Attend from BM packed events to the one range of events that their rows span."""
-    first, h, begin, end = _find_tile(plan, T, H, BM)
+def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H: tl.constexpr, strides, D: tl.constexpr,
+             DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+             CAUSAL: tl.constexpr, ACT: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr, P: tl.constexpr):
+    """Attend from BM packed events of P heads, a warp each, to the one range of events that their rows span.
+
+    A score is hardly ever so large or low that its exponential leaves the range of numbers: nobody looks for a maximum
+    unless the sum of a row tells that one did.
+    """
+    first, part, begin, end = _find_tile(plan, T, H // P, BM)
+    heads = part * P + tl.arange(0, P)
     rows = first + tl.arange(0, BM)
-    low = tl.load(plan + rows, mask=rows < T, other=0)
-    high = tl.load(plan + T + rows, mask=rows < T, other=0)
-    part = _share(factors, low, high, LENGTH)
-    unmasked = begin
-    if begin == tl.max(low, 0):  # one row alone
-        unmasked = first if CAUSAL else end
+    at = tl.minimum(rows, T - 1)
+    low = tl.load(plan + at)
+    high = tl.load(plan + T + at)
+    share = _share(factors, low, high, LENGTH)
     if CAUSAL:
-        high = tl.minimum(high, rows + 1)
+        high = tl.minimum(high, at + 1)
         end = tl.minimum(end, first + BM)
-    unmasked = begin + (unmasked - begin) // BN * BN
-    q = load_rows(q_source, first, h, strides[1], strides[2], T, D, BD, BM, False, False)
-    m = tl.full([BM], -1e30, tl.float32)
-    total = tl.zeros([BM], tl.float32)
-    acc = tl.zeros([BM, BDV], tl.float32)
-    for n in range(begin, unmasked, BN):
-        m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, factors[0], D,
-                               DV, BD, BDV, BN, False, ACT, FAST)
-    for n in range(unmasked, end, BN):
-        m, total, acc = _block(q, m, total, acc, k_source, v_source, low, high, n, h, strides, T, end, factors[0], D,
-                               DV, BD, BDV, BN, True, ACT, FAST)
+    tl.assume(begin < end)
+    q = _load(q_source, at, heads, strides[1], strides[2], D, BD)
+    m = tl.zeros([P, BM], tl.float32)
+    acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, heads, strides, T, factors[0], D,
+                                   DV, BDV, BN, ACT, FAST)
     if ACT:
-        acc *= part
+        acc *= share
     else:
-        tl.store(lse + tl.cast(h, tl.int64) * T + rows, m + tl.log2(total), mask=rows < T)
-        acc *= (1.0 / total)[:, None]
-    store_rows(out, acc, first, h, H, T, DV, BDV, BM)
+        LOW: tl.constexpr = 2.0**-8 if q.dtype == tl.float16 else 2.0**-60  # of the weights on average
+        HIGH: tl.constexpr = 2.0**15 if q.dtype == tl.float16 else 2.0**60
+        fits = (total > ((high - low).to(tl.float32) * LOW)[None, :]) & (total < HIGH)
+        if tl.min(fits.to(tl.int32)) == 0:  # the other rows of the tile get the same bits again
+            m = _maxima(q, k_source, low, high, begin, end, heads, strides, T, factors[0], D, BN)
+            m = tl.where(fits, 0.0, m)
+            acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, heads, strides, T,
+                                           factors[0], D, DV, BDV, BN, ACT, FAST)
+        tl.store(lse + tl.cast(heads, tl.int64)[:, None] * T + rows[None, :], m + log2(total, FAST),
+                 mask=(rows < T)[None, :])
+        acc *= reciprocal(rounded, FAST)[:, :, None]
+    d = tl.arange(0, BDV)[None, None, :]
+    out += tl.cast(first, tl.int64) * (H * DV)
+    out += tl.arange(0, BM)[None, :, None] * (H * DV) + heads[:, None, None] * DV + d
+    tl.store(out, acc.to(out.dtype.element_ty), mask=(rows < T)[None, :, None] & (d < DV))
 
 
 @launched
 @triton.jit(do_not_specialize=["T"])
 def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, plan, dq_target, dk_target, dv_target, T,
-              factors, H, strides, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+              factors, H: tl.constexpr, strides, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
               BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, ACT: tl.constexpr, LENGTH: tl.constexpr,
               FAST: tl.constexpr):
     """All gradients of BM packed events in one pass over the one range of events that their rows span."""
@@ -177,8 +225,7 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
             lse_n = tl.load(lse_source + others)
             if grad_lse is not None:
                 delta_n -= base_2(tl.load(grad_lse + others))
-        same = (others[None, :] >= tl.maximum(low, n)[:, None]) & (others[None, :] < high[:, None])
-        seen = same & (others[None, :] <= rows[:, None]) if CAUSAL else same
+        seen = _between(others, tl.maximum(low, n), tl.minimum(high, rows + 1) if CAUSAL else high)
         if ACT:
             _, change = activated(tl.dot(q, k_n.T) * scale, ACT, FAST)
             ds = tl.where(seen, change, 0.0) * tl.dot(do, v_n.T)
@@ -187,7 +234,8 @@ def _backward(q_source, k_source, v_source, out, grad, grad_lse, lse_source, pla
             p = tl.where(seen, p, 0.0)
             ds = p * (tl.dot(do, v_n.T) - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k_n, dq)
-        seen = same & (others[None, :] >= rows[:, None]) if CAUSAL else same
+        if CAUSAL:
+            seen = _between(others, tl.maximum(rows, n), high)
         if ACT:
             p, change = activated(tl.dot(k, q_n.T) * scale, ACT, FAST)
             p = tl.where(seen, p, 0.0)

@@ -38,6 +38,26 @@ def base_2(x):
 
 
 @triton.jit
+def reciprocal(x, FAST: tl.constexpr):
+    """1 / x; FAST: by the GPU's approximation, which serves half precision."""
+    if FAST:
+        y = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        y = 1.0 / x
+    return y
+
+
+@triton.jit
+def log2(x, FAST: tl.constexpr):
+    """The logarithm of x in base 2; FAST: by the GPU's approximation, which serves half precision."""
+    if FAST:
+        y = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        y = tl.log2(x)
+    return y
+
+
+@triton.jit
 def find_tile(plan, count, heads, T, TILE: tl.constexpr, KIND: tl.constexpr, HEADS_FIRST: tl.constexpr,
               BACKWARDS: tl.constexpr):
     """Which tile this program has: head, first event, row; where the row begins and its length, and those it meets.

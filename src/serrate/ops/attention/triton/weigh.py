@@ -6,23 +6,15 @@ import triton
 import triton.language as tl
 
 from .problem import Problem
-from .tile import natural
+from .tile import natural, reciprocal
 
 # --- pointwise weights: ACT counts as `weights.ACTIVATIONS` ---
 
 
 @triton.jit
 def sigmoid(x, FAST: tl.constexpr):
-    """1 / (1 + exp(-x)); FAST: by the GPU's approximate reciprocal, which serves half precision.
-
-    Not by tanh, which is one instruction, but leaves little of the weights of low scores.
-    """
-    y = 1.0 + tl.exp2(x * -1.4426950408889634)
-    if FAST:
-        y = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1)
-    else:
-        y = 1.0 / y
-    return y
+    """1 / (1 + exp(-x)), not by tanh, which is one instruction, but leaves little of the weights of low scores."""
+    return reciprocal(1.0 + tl.exp2(x * -1.4426950408889634), FAST)
 
 
 @triton.jit

@@ -4,7 +4,8 @@ Both let 64 queries a warp group see the keys of their row in blocks, the last b
 product of queries with block j and that of the weights with the values of block j - 1 are under way together; block j
 of keys and block j - 1 of values therefore share a barrier, here called pair j.
 
-- `_one_group`: a warp group of its own for each 64 queries, several on a multiprocessor, which cover for each other;
+- `_one_group`: a warp group of its own for each 64 queries, several on a multiprocessor, which cover for each other.
+  Weights stay relative to the maxima of the block seen first, unless the sum of a row tells that others are far above;
 - `_two_groups`: 128 queries, two warp groups that take turns at the matrix units, and a warp that loads; for width 128.
 
 What one tile does not need of a block at its row's end or beyond belongs to other rows or is zero, and gets weight 0.
@@ -124,72 +125,81 @@ def slope(factors, begin, end, ACT: gl.constexpr):
 
 
 @gluon.jit
-def _masked_part(q, k, first, end, n, scale, N: gl.constexpr, CAUSAL: gl.constexpr, ACT: gl.constexpr,
-                 p_layout: gl.constexpr, row_layout: gl.constexpr):
-    """See the first N keys of a block at n that is the first to be seen: maxima, sums, weights of the whole block."""
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
-    BM: gl.constexpr = q.shape[0]
-    BN: gl.constexpr = k.shape[0]
-    s = warpgroup_mma(q, k.slice(0, N).permute([1, 0]), gl.full([BM, N], 0.0, gl.float32, layout), use_acc=False,
-                      is_async=True)
-    s = warpgroup_mma_wait(0, [s])
-    rows = first + gl.arange(0, BM, gl.SliceLayout(1, layout))
-    cols = n + gl.arange(0, N, gl.SliceLayout(0, layout))
-    high = rows * 0 + end
-    if CAUSAL:
-        high = gl.minimum(high, rows + 1)
-    seen = cols[None, :] < high[:, None]
-    if ACT:
-        p = gl.where(seen, s * sigmoid(s, scale), 0.0)
-        m = gl.full([BM], 0.0, gl.float32, gl.SliceLayout(1, layout))
-        total = m
-    else:
-        s = gl.where(seen, s, float("-inf"))
-        m = gl.max(s, 1) * scale
-        p = gl.exp2(s * scale - m[:, None])
-        total = gl.sum(p, 1)
-    p = p.to(k.dtype)
-    if N < BN:
-        p = gl.join(p, gl.full([BM, N], 0.0, k.dtype, layout)).permute([0, 2, 1]).reshape([BM, BN])
-    return gl.convert_layout(m, row_layout), gl.convert_layout(total, row_layout), gl.convert_layout(p, p_layout)
+def _sums(p):
+    """Sums of the rows of p (BM, N), each by the four threads that hold it, (BM, 4): none waits for another."""
+    BM: gl.constexpr = p.shape[0]
+    layout: gl.constexpr = gl.DistributedLinearLayout(
+        [[8, 0]], [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0]], [], [BM, 4])
+    return gl.convert_layout(gl.sum(gl.sum(p.reshape([BM, p.shape[1] // 8, 4, 2]), 3), 1), layout, assert_trivial=True)
 
 
 @gluon.jit
-def _masked_block(q, k, first, end, n, scale, CAUSAL: gl.constexpr, ACT: gl.constexpr, p_layout: gl.constexpr,
+def _seen(first, end, n, layout: gl.constexpr, BM: gl.constexpr, N: gl.constexpr, CAUSAL: gl.constexpr):
+    """Which of N keys from n on the queries from `first` on see, in a row that ends at `end`: (BM, N)."""
+    rows = first + gl.arange(0, BM, gl.SliceLayout(1, layout))
+    high = rows * 0 + end
+    if CAUSAL:
+        high = gl.minimum(high, rows + 1)
+    return (n + gl.arange(0, N, gl.SliceLayout(0, layout)))[None, :] < high[:, None]
+
+
+@gluon.jit
+def _product(q, k, N: gl.constexpr, layout: gl.constexpr):
+    """The scores of the queries and the first N keys of a block."""
+    zeros = gl.full([q.shape[0], N], 0.0, gl.float32, layout)
+    s = warpgroup_mma(q, k.slice(0, N).permute([1, 0]), zeros, use_acc=False, is_async=True)
+    return warpgroup_mma_wait(0, [s])
+
+
+@gluon.jit
+def _masked_part(q, k, m, first, end, n, scale, N: gl.constexpr, CAUSAL: gl.constexpr, ACT: gl.constexpr,
+                 p_layout: gl.constexpr, row_layout: gl.constexpr):
+    """See the first N keys of a block at n that is the first to be seen: maxima, sums, weights of the whole block.
+
+    Weights are relative to m, or without one to the maxima.
+    """
+    BM: gl.constexpr = q.shape[0]
+    BN: gl.constexpr = k.shape[0]
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
+    s = _product(q, k, N, layout)
+    seen = _seen(first, end, n, layout, BM, N, CAUSAL)
+    if ACT:
+        p = gl.where(seen, s * sigmoid(s, scale), 0.0)
+        if m is None:
+            m = gl.full([BM], 0.0, gl.float32, row_layout)
+    elif m is None:
+        s = gl.where(seen, s, float("-inf"))
+        top = gl.max(s, 1) * scale
+        p = gl.exp2(s * scale - top[:, None])
+        m = gl.convert_layout(top, row_layout)
+    else:
+        top = gl.convert_layout(m, gl.SliceLayout(1, layout))
+        p = gl.where(seen, gl.exp2(s * scale - top[:, None]), 0.0)
+    total = _sums(p)
+    p = p.to(k.dtype)
+    if N < BN:
+        p = gl.join(p, gl.full([BM, N], 0.0, k.dtype, layout)).permute([0, 2, 1]).reshape([BM, BN])
+    return m, total, gl.convert_layout(p, p_layout)
+
+
+@gluon.jit
+def _masked_block(q, k, m, first, end, n, scale, CAUSAL: gl.constexpr, ACT: gl.constexpr, p_layout: gl.constexpr,
                   row_layout: gl.constexpr):
-    """See the block of keys at n, the first to be seen; of a large one only half where the rest is masked anyway."""
+    """See the block of keys at n, the first to be seen; only half of it where the rest is masked anyway."""
     BN: gl.constexpr = k.shape[0]
     high = end
     if CAUSAL:
         high = gl.minimum(end, first + q.shape[0])
-    if BN == 128:
-        if high - n <= BN // 2:
-            m, total, p = _masked_part(q, k, first, end, n, scale, BN // 2, CAUSAL, ACT, p_layout, row_layout)
-        else:
-            m, total, p = _masked_part(q, k, first, end, n, scale, BN, CAUSAL, ACT, p_layout, row_layout)
+    if high - n <= BN // 2:
+        top, total, p = _masked_part(q, k, m, first, end, n, scale, BN // 2, CAUSAL, ACT, p_layout, row_layout)
     else:
-        m, total, p = _masked_part(q, k, first, end, n, scale, BN, CAUSAL, ACT, p_layout, row_layout)
-    return m, total, p
-
-
-@gluon.jit
-def _weigh(s, m, total, scale, ACT: gl.constexpr):
-    """Scores to weights: the running maximum and sum, the weights, and what earlier ones shrink by (not pointwise)."""
-    if ACT:
-        p = s * sigmoid(s, scale)  # the rest of silu, `scale`, is left for the sum
-        shrink = m
-    else:
-        top = gl.maximum(m, gl.max(s, 1) * scale)
-        p = gl.exp2(s * scale - top[:, None])
-        shrink = gl.exp2(m - top)
-        m = top
-        total = total * shrink + gl.sum(p, 1)
-    return m, total, p, shrink
+        top, total, p = _masked_part(q, k, m, first, end, n, scale, BN, CAUSAL, ACT, p_layout, row_layout)
+    return top, total, p
 
 
 @gluon.jit
 def _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV: gl.constexpr, ACT: gl.constexpr):
-    """Normalise and store the output of a tile, and of a softmax its log-sum-exp."""
+    """Normalise and store the output of a tile, and of a softmax its log-sum-exp; m and total (BM,)."""
     if ACT:
         acc = acc * (factors[0] * share(factors, begin, end, ACT))
     else:
@@ -234,59 +244,107 @@ def _load_pair(k_desc, v_desc, k_smem, v_smem, full, j, begin, n, g):
     tma.async_copy_global_to_shared(v_desc, [n + BN, g, 0], barrier, v_smem.index((j - 1) % S), pred=there)
 
 
+@gluon.jit
+def _see_all(q_desc, k_desc, v_desc, memory, place, m, scale, ACT: gl.constexpr, GROUP: gl.constexpr,
+             CAUSAL: gl.constexpr):
+    """Let a tile see the keys of its row: what weights are relative to, their sums (BM,), the weighted values.
+
+    They are relative to m, or without one to the maxima of the block that is seen first.
+    """
+    q_smem, k_smem, v_smem = memory
+    first, h, begin, end = place
+    BM: gl.constexpr = q_smem.shape[0]
+    S: gl.constexpr = k_smem.shape[0]
+    BN: gl.constexpr = k_smem.shape[1]
+    BD: gl.constexpr = k_smem.shape[3]
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
+    g = h // GROUP
+    blocks = count_blocks(first, begin, end, BM, BN, CAUSAL)
+    last = begin + (blocks - 1) * BN
+    full = barriers(S, 1)
+    fence_async_shared()
+    mbarrier.expect(full.index(0), q_desc.block_type.nbytes + k_desc.block_type.nbytes)
+    tma.async_copy_global_to_shared(q_desc, [first, h, 0], full.index(0), q_smem)
+    tma.async_copy_global_to_shared(k_desc, [last, g, 0], full.index(0), k_smem.index(0))
+    _load_pair(k_desc, v_desc, k_smem, v_smem, full, 1, begin, last - BN, g)
+    mbarrier.wait(full.index(0), 0)
+    q = q_smem.reshape([BM, BD])
+    s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
+    top, total, p = _masked_block(q, k_smem.index(0).reshape([BN, BD]), m, first, end, last, scale, CAUSAL, ACT,
+                                  p_layout, s_rows)
+    zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
+    acc = gl.full([BM, BD], 0.0, gl.float32, o_layout)
+    gl.thread_barrier()  # all warps are through with the keys
+    _load_pair(k_desc, v_desc, k_smem, v_smem, full, S, begin, last - S * BN, g)
+    for j in range(1, blocks):
+        mbarrier.wait(full.index(j % S), (j // S) & 1)
+        keys = k_smem.index(j % S).reshape([BN, BD]).permute([1, 0])
+        values = v_smem.index((j - 1) % S).reshape([BN, BD])
+        scores = warpgroup_mma(q, keys, zeros, use_acc=False, is_async=True)
+        sums = warpgroup_mma(p, values, acc, is_async=True)
+        s = warpgroup_mma_wait(1, [scores])
+        if ACT:
+            fresh = s * sigmoid(s, scale)  # the rest of silu, `scale`, is left for the sum
+        else:
+            fresh = gl.exp2(s * scale - top[:, None])
+            total += _sums(fresh)
+        acc, p = warpgroup_mma_wait(0, [sums, p])
+        gl.thread_barrier()
+        _load_pair(k_desc, v_desc, k_smem, v_smem, full, j + S, begin, last - (j + S) * BN, g)
+        p = gl.convert_layout(fresh.to(k_desc.dtype), p_layout)
+    mbarrier.wait(full.index(blocks % S), (blocks // S) & 1)
+    values = v_smem.index((blocks - 1) % S).reshape([BN, BD])
+    acc, p = warpgroup_mma_wait(0, [warpgroup_mma(p, values, acc, is_async=True), p])
+    return top, gl.convert_layout(gl.sum(total, 1), s_rows), acc
+
+
+@gluon.jit
+def _maxima(k_desc, memory, place, scale, GROUP: gl.constexpr, CAUSAL: gl.constexpr):
+    """The largest score of each query of a tile, which is in place, (BM,)."""
+    q_smem, k_smem, _ = memory
+    first, h, begin, end = place
+    BM: gl.constexpr = q_smem.shape[0]
+    BN: gl.constexpr = k_smem.shape[1]
+    BD: gl.constexpr = k_smem.shape[3]
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    m = gl.full([BM], float("-inf"), gl.float32, gl.SliceLayout(1, layout))
+    full = barriers(1, 1)
+    fence_async_shared()
+    for j in range(count_blocks(first, begin, end, BM, BN, CAUSAL)):
+        n = begin + j * BN
+        gl.thread_barrier()  # all warps are through with the keys
+        mbarrier.expect(full.index(0), k_desc.block_type.nbytes)
+        tma.async_copy_global_to_shared(k_desc, [n, h // GROUP, 0], full.index(0), k_smem.index(0))
+        mbarrier.wait(full.index(0), j & 1)
+        s = _product(q_smem.reshape([BM, BD]), k_smem.index(0).reshape([BN, BD]), BN, layout) * scale
+        m = gl.maximum(m, gl.max(gl.where(_seen(first, end, n, layout, BM, BN, CAUSAL), s, float("-inf")), 1))
+    gl.thread_barrier()
+    return m
+
+
 @launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _one_group(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, ACT: gl.constexpr, H, GROUP: gl.constexpr,
                DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
     """Attend from a tile of 64 queries to the keys of their row."""
-    BM: gl.constexpr = q_desc.block_type.shape[0]
-    BN: gl.constexpr = k_desc.block_type.shape[0]
-    BD: gl.constexpr = k_desc.block_type.shape[2]
     S: gl.constexpr = 2
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
-    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
-    s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
-    o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
-    first, h, begin, end = find_tile(plan, count, H, CAUSAL, HEADS_FIRST)
+    place = find_tile(plan, count, H, CAUSAL, HEADS_FIRST)
+    first, h, begin, end = place
     if first < end:
-        g = h // GROUP
-        blocks = count_blocks(first, begin, end, BM, BN, CAUSAL)
-        last = begin + (blocks - 1) * BN
-        q_smem = gl.allocate_shared_memory(q_desc.dtype, q_desc.block_type.shape, q_desc.layout)
-        k_smem = gl.allocate_shared_memory(k_desc.dtype, [S] + k_desc.block_type.shape, k_desc.layout)
-        v_smem = gl.allocate_shared_memory(v_desc.dtype, [S] + v_desc.block_type.shape, v_desc.layout)
-        full = barriers(S, 1)
-        fence_async_shared()
-        mbarrier.expect(full.index(0), q_desc.block_type.nbytes + k_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(q_desc, [first, h, 0], full.index(0), q_smem)
-        tma.async_copy_global_to_shared(k_desc, [last, g, 0], full.index(0), k_smem.index(0))
-        _load_pair(k_desc, v_desc, k_smem, v_smem, full, 1, begin, last - BN, g)
-        mbarrier.wait(full.index(0), 0)
-        q = q_smem.reshape([BM, BD])
-        m, total, p = _masked_block(q, k_smem.index(0).reshape([BN, BD]), first, end, last, factors[0], CAUSAL, ACT,
-                                    p_layout, s_rows)
-        zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
-        acc = gl.full([BM, BD], 0.0, gl.float32, o_layout)
-        gl.thread_barrier()  # all warps are through with the keys
-        _load_pair(k_desc, v_desc, k_smem, v_smem, full, S, begin, last - S * BN, g)
-        for j in range(1, blocks):
-            mbarrier.wait(full.index(j % S), (j // S) & 1)
-            keys = k_smem.index(j % S).reshape([BN, BD]).permute([1, 0])
-            values = v_smem.index((j - 1) % S).reshape([BN, BD])
-            scores = warpgroup_mma(q, keys, zeros, use_acc=False, is_async=True)
-            sums = warpgroup_mma(p, values, acc, is_async=True)
-            s = warpgroup_mma_wait(1, [scores])
-            m, total, fresh, shrink = _weigh(s, m, total, factors[0], ACT)
-            acc, p = warpgroup_mma_wait(0, [sums, p])
-            gl.thread_barrier()
-            _load_pair(k_desc, v_desc, k_smem, v_smem, full, j + S, begin, last - (j + S) * BN, g)
-            p = gl.convert_layout(fresh.to(k_desc.dtype), p_layout)
-            if not ACT:
-                acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
-        mbarrier.wait(full.index(blocks % S), (blocks // S) & 1)
-        values = v_smem.index((blocks - 1) % S).reshape([BN, BD])
-        acc, p = warpgroup_mma_wait(0, [warpgroup_mma(p, values, acc, is_async=True), p])
+        memory = (gl.allocate_shared_memory(q_desc.dtype, q_desc.block_type.shape, q_desc.layout),
+                  gl.allocate_shared_memory(k_desc.dtype, [S] + k_desc.block_type.shape, k_desc.layout),
+                  gl.allocate_shared_memory(v_desc.dtype, [S] + v_desc.block_type.shape, v_desc.layout))
+        m, total, acc = _see_all(q_desc, k_desc, v_desc, memory, place, None, factors[0], ACT, GROUP, CAUSAL)
+        if not ACT:
+            # what came later was far larger than what m was found from: of such rows find the maxima, and begin anew
+            LARGEST: gl.constexpr = 2.0**15 if q_desc.dtype == gl.float16 else 2.0**60
+            rows = first + gl.arange(0, total.shape[0], total.type.layout)
+            fits = (total < LARGEST) | (rows >= end)
+            if gl.min(fits.to(gl.int32), 0) == 0:
+                m = gl.where(fits, m, _maxima(k_desc, memory, place, factors[0], GROUP, CAUSAL))
+                m, total, acc = _see_all(q_desc, k_desc, v_desc, memory, place, m, factors[0], ACT, GROUP, CAUSAL)
         _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
 
 
@@ -328,6 +386,22 @@ def _load(q_desc, k_desc, v_desc, memory, place, blocks, GROUP: gl.constexpr):
 
 
 @gluon.jit
+def _weigh(s, m, total, scale, ACT: gl.constexpr):
+    """Scores to weights: the running maximum and sums, the weights, and what earlier ones shrink by (not pointwise)."""
+    if ACT:
+        p = s * sigmoid(s, scale)
+        shrink = m
+    else:
+        top = gl.maximum(m, gl.max(s, 1) * scale)
+        p = gl.exp2(s * scale - top[:, None])
+        shrink = gl.exp2(m - top)
+        m = top
+        rows: gl.constexpr = gl.SliceLayout(1, total.type.layout)
+        total = total * gl.convert_layout(shrink, rows)[:, None] + _sums(p)
+    return m, total, p, shrink
+
+
+@gluon.jit
 def _attend(memory, place, blocks, out, lse, T, factors, H, WHICH: gl.constexpr, DV: gl.constexpr,
             CAUSAL: gl.constexpr, ACT: gl.constexpr):
     """Attend from one warp group's half of a tile to the keys of their row."""
@@ -346,8 +420,8 @@ def _attend(memory, place, blocks, out, lse, T, factors, H, WHICH: gl.constexpr,
     q = q_smem.index(WHICH).reshape([BM, BD])
     mbarrier.wait(q_full.index(WHICH), 0)
     mbarrier.wait(full.index(0), 0)
-    m, total, p = _masked_block(q, k_smem.index(0).reshape([BN, BD]), first, end, begin + (blocks - 1) * BN, factors[0],
-                                CAUSAL, ACT, p_layout, s_rows)
+    m, total, p = _masked_block(q, k_smem.index(0).reshape([BN, BD]), None, first, end, begin + (blocks - 1) * BN,
+                                factors[0], CAUSAL, ACT, p_layout, s_rows)
     mbarrier.arrive(empty.index(0))
     zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
     acc = gl.full([BM, BD], 0.0, gl.float32, o_layout)
@@ -368,6 +442,7 @@ def _attend(memory, place, blocks, out, lse, T, factors, H, WHICH: gl.constexpr,
     mbarrier.wait(full.index(blocks % S), (blocks // S) & 1)
     values = v_smem.index((blocks - 1) % S).reshape([BN, BD])
     acc, p = warpgroup_mma_wait(0, [warpgroup_mma(p, values, acc, is_async=True), p])
+    total = gl.convert_layout(gl.sum(total, 1), s_rows)
     _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
 
 
