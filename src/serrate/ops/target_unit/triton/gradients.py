@@ -20,6 +20,7 @@ from ..api import Reading
 from .kernels import load_query, of_both, row_from
 
 _PROGRAMS = 264  # two on each processor of the device it was measured on
+_LEAST = 256  # events of a program: a matrix is written for each piece of a row
 _EVENTS = 64  # of a tile
 _WIDEST = 64  # columns of a tile
 _TILE = 2048  # elements of the matrices that a program looks at together
@@ -50,7 +51,7 @@ def launch_of_both(grad: Tensor, q: Tensor, k: Tensor, weight: Tensor, offsets: 
     (events, columns), (targets, width) = grad.shape, q.shape
     block = min(max(16, power_of_two(width)), _WIDEST)
     blocks = ceil_div(width, block)
-    span = ceil_div(events, ceil_div(_PROGRAMS, blocks))
+    span = max(ceil_div(events, ceil_div(_PROGRAMS, blocks)), _LEAST)
     ranges = ceil_div(events, span)
     pieces = (torch.empty(targets + ranges, width, columns, device=q.device),
               torch.empty(targets + ranges, columns, device=q.device))

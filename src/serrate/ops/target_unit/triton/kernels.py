@@ -40,7 +40,7 @@ def launch(q: Tensor, k: Tensor, weight: Tensor, bias: Tensor | None, reading: R
     (events, columns), (targets, width) = out.shape, q.shape
     size = sizes(q.dtype, tile_events(events, targets), width, columns)
     blocks = ceil_div(columns, size.columns)
-    span = ceil_div(events, _PROGRAMS)
+    span = max(ceil_div(events, _PROGRAMS), size.events)
     constants = torch.empty(targets, columns, device=q.device)
     _constants[ceil_div(targets, _TARGETS) * blocks,](
         q, weight, None if bias is None else bias.contiguous(), constants, targets, q.stride(0), width, columns,
