@@ -229,6 +229,10 @@ def test_the_gradients_of_kernels_come_as_tracers_are_told(case, device):
     for kind in ("events", "others"):
         torch.library.opcheck(getattr(torch.ops.serrate, f"target_unit_triton_{kind}").default,
                               (grad, q, k, weight, offsets, rows, ends), test_utils=("test_schema", "test_faketensor"))
+    if rows is None:
+        torch.library.opcheck(torch.ops.serrate.target_unit_triton_gradients.default,
+                              (*(x.half() for x in (grad, q, k, weight)), offsets),
+                              test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(("name", "device"), [("cpu", "cpu"), pytest.param("triton", "cuda", marks=pytest.mark.gpu)])

@@ -11,6 +11,8 @@ from serrate.testing import assert_within_budget
 from serrate.testing.graphs import assert_captured
 
 pytestmark = pytest.mark.gpu
+# of float32 two kernels find the gradients of events and of matrices, in half precision one does where it can
+both_passes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
 def lengths_about(rows: int, mean: int) -> tuple[int, ...]:
@@ -44,12 +46,13 @@ def test_every_width_and_length(dtype, width, columns, rows, mean, shared):
         assert_within_budget(actual, exact, rough, gradient=i > 0, name=("output", "q", "k", "weight", "bias")[i])
 
 
+@both_passes
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_captured_graph_follows_other_offsets_and_nothing_waits(shared):
+def test_a_captured_graph_follows_other_offsets_and_nothing_waits(shared, dtype):
     case = Case("", (100, 0, 200, 30, 70), (4, 4, 0, 2, 1) if shared else None, 64, 32)
-    leaves = [each.requires_grad_() for each in case.tensors(device="cuda")]
+    leaves = [each.requires_grad_() for each in case.tensors(dtype, "cuda")]
     offsets, rows = case.where("cuda")
-    grad = torch.randn(case.read, 32, device="cuda")
+    grad = torch.randn(case.read, 32, device="cuda").to(dtype)
 
     def run():
         out = target_unit(*leaves, offsets, rows=rows, num_events=case.read if shared else None,
@@ -65,7 +68,8 @@ def test_a_captured_graph_follows_other_offsets_and_nothing_waits(shared):
     assert_captured(run, changes())
 
 
-def test_inductor_compiles_it_whole():
+@both_passes
+def test_inductor_compiles_it_whole(dtype):
     def loss(q, k, weight, offsets):
         return (target_unit(q * 2, k, weight, None, offsets, implementation="triton") ** 2).sum()
 
@@ -74,7 +78,7 @@ def test_inductor_compiles_it_whole():
     with torch._dynamo.config.patch(error_on_recompile=True):
         for lengths in ((5, 0, 3), (12, 1, 4, 2), (0, 70, 9, 3, 2)):
             case = Case("", lengths, biased=False)
-            leaves, offsets = [each.requires_grad_() for each in case.tensors(device="cuda")], case.where("cuda")[0]
+            leaves, offsets = [each.requires_grad_() for each in case.tensors(dtype, "cuda")], case.where("cuda")[0]
             eager = torch.autograd.grad(loss(*leaves, offsets), leaves)
             torch.testing.assert_close(torch.autograd.grad(compiled(*leaves, offsets), leaves), eager)
 

@@ -58,7 +58,7 @@ class Case:
 
 
 _ORDINARY = (5, 0, 17, 1, 32, 8, 0)
-_LONG = (3, 700, 0, 40)  # of several chunks
+_LONG = (3, 2500, 0, 40)  # of several chunks
 _WEIGHTED: tuple[tuple[str, Literal["softmax"] | None], ...] = (("weighted sum", None), ("attention", "softmax"))
 
 CASES = [

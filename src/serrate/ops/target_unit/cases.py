@@ -78,6 +78,7 @@ CASES = [
     Case("wide results", (20, 5), width=16, columns=200),
     Case("columns", (7, 0, 40, 2), packed=False, offsets_dtype=torch.int32),
     Case("longer than a chunk", (3, 2049, 0), width=3, columns=2),
+    Case("rows of several programs", (256, 0, 700, 68, 300), width=3, columns=2),
     Case("no targets", (4, 0, 7), rows=()),
     Case("shared", (5, 17, 1, 32, 8), rows=(0, 3, 3, 1, 3, 0)),
     Case("shared, empty", (0, 6, 0), rows=(2, 1, 0, 0, 1)),

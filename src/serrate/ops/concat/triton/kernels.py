@@ -18,10 +18,11 @@ from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_TILE = 2048  # words of a program, 16 a thread
+_TILE = 1024  # words of a program, 8 a thread: more programs are under way at a time than with more
 _EVENTS = 512  # of a program at most, as each has to find its row
 _WIDEST = 1024  # words of an event that a program moves at once
 _ENDS = 128  # joined offsets that a program writes
+_PROBES = 128  # rows that a step of a search looks at
 
 
 class Rows(NamedTuple):
@@ -70,7 +71,7 @@ def move(joined: Tensor, rows: Sequence[Rows], parts: Sequence[Tensor], of_parts
         _move[(programs,)](
             flat, flat.stride(0), *_described(rows), tuple(sources), of_rows, of_events, *_described(of_parts),
             ends, count, events, _pattern(fill, joined.dtype, size), len(rows), len(sources), apart, left, _ENDS, width,
-            block, tile, num_warps=4)
+            block, tile, _PROBES, num_warps=4)
 
 
 def _described(rows: Sequence[Rows]) -> tuple[tuple, tuple]:
@@ -140,11 +141,28 @@ def _begin_joined(offsets, sizes, b, P: tl.constexpr):
 
 
 @triton.jit
-def _row_of(event, first, last, offsets, sizes, P: tl.constexpr):
-    """The last row in [first, last) that begins at an event or before it: empty rows have none."""
-    low = tl.zeros_like(event).to(tl.int32) + first
-    high = tl.zeros_like(event).to(tl.int32) + last
-    width = last - first
+def _find_rows(event, count, offsets, sizes, P: tl.constexpr, PROBES: tl.constexpr):
+    """The last rows among 0 … count that begin at events (E,) or before them: empty rows have none. (E,) int32.
+
+    Each step looks at PROBES rows at once, so that 16,384 rows take two.
+    """
+    low = tl.zeros_like(event).to(tl.int32)
+    left = count + 1
+    while left > 1:
+        step = tl.cdiv(left, PROBES)
+        row = low[:, None] + tl.arange(0, PROBES)[None, :] * step
+        begun = _begin_joined(offsets, sizes, tl.minimum(row, count), P) <= event[:, None]
+        low += (tl.sum((begun & (row <= count)).to(tl.int32), 1) - 1) * step
+        left = step
+    return low
+
+
+@triton.jit
+def _row_of(event, low, high, offsets, sizes, P: tl.constexpr):
+    """The last row from `low` to `high` that begins at an event or before it, of which there are few."""
+    width = high - low + 1
+    low = tl.zeros_like(event).to(tl.int32) + low
+    high = tl.zeros_like(event).to(tl.int32) + high + 1
     while width > 1:
         middle = low + (high - low) // 2
         begun = _begin_joined(offsets, sizes, middle, P) <= event
@@ -158,7 +176,7 @@ def _row_of(event, first, last, offsets, sizes, P: tl.constexpr):
 @triton.jit(do_not_specialize=["count", "events", "fill"])
 def _move(joined, stride, offsets, sizes, parts, row_strides, strides, part_offsets, part_sizes, ends, count, events,
           fill, J: tl.constexpr, P: tl.constexpr, APART: tl.constexpr, LEFT: tl.constexpr, ENDS: tl.constexpr,
-          W: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr):
+          W: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, PROBES: tl.constexpr):
     """Move BM joined events of rows that J descriptions tell, BW words of each, from or to P parts; see `move`."""
     pid = tl.program_id(0)
     if ends is not None:
@@ -172,9 +190,9 @@ def _move(joined, stride, offsets, sizes, parts, row_strides, strides, part_offs
     column = pid % chunks * BW + tl.arange(0, BW)
     inside = (event < events)[:, None] & (column < W)[None, :]
     # the rows of the first and last event bound those of the others, which are few
-    both = tl.minimum(first + tl.arange(0, 2) * (BM - 1), events - 1)
-    both = _row_of(both, 0, count + 1, offsets, sizes, J)
-    b = _row_of(event, tl.min(both, 0), tl.max(both, 0) + 1, offsets, sizes, J)
+    both = tl.maximum(tl.minimum(first + tl.arange(0, 2) * (BM - 1), events - 1), 0)
+    both = _find_rows(both, count, offsets, sizes, J, PROBES)
+    b = _row_of(event, tl.min(both, 0), tl.max(both, 0), offsets, sizes, J)
     n = event - _begin_joined(offsets, sizes, b, J)
     if LEFT:  # one description, one part
         n -= _length(offsets[0], sizes[0], b, count) - _length(part_offsets[0], part_sizes[0], b, count)

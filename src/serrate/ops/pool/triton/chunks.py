@@ -18,7 +18,6 @@ from ...sizes import ceil_div, power_of_two
 _ELEMENTS = 4096  # of a tile, 32 a thread
 _MOST_EVENTS = 512  # of a tile
 _MOST_COLUMNS = 128
-_TILES = 4  # of a chunk
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class Tiles:
     blocks: int
 
     @classmethod
-    def of(cls, width: int) -> "Tiles":
-        """Return the sizes for events `width` columns wide."""
+    def of(cls, width: int, tiles: int = 4) -> "Tiles":
+        """Return the sizes for events `width` columns wide, and so many tiles a chunk."""
         columns = min(power_of_two(width), _MOST_COLUMNS)
         events = min(_ELEMENTS // columns, _MOST_EVENTS)
-        return cls(events, columns, _TILES * events, ceil_div(width, columns))
+        return cls(events, columns, tiles * events, ceil_div(width, columns))
 
     def slots(self, rows: int, events: int) -> int:
         """Return how many programs the chunks of so many rows and events take."""

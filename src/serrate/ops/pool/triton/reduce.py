@@ -1,6 +1,6 @@
 """Rows to one event: chunks are reduced on their own, and the chunks of a long row then combined, in their order."""
 
-# ruff: noqa: N803
+# ruff: noqa: N803, RUF005
 
 import torch
 import triton
@@ -11,6 +11,10 @@ from ...launch import launched
 from .chunks import Tiles, ends, find_chunk, outer_strides, place
 
 _COMBINED = 16  # chunks that are combined at a time
+_TILE = 1024  # elements of a tile, 16 bytes a thread in half precision
+_AHEAD = 8  # tiles that are under way at a time
+MISSING = tl.constexpr(2**31 - 1)
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | None = None,
@@ -31,7 +35,7 @@ def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | Non
     (rows, heads, width), events = out.shape, x.shape[0]
     if not out.numel():
         return
-    tiles = Tiles.of(width)
+    tiles = Tiles.of(width, 16 if how == "max" else 8)  # places of maxima take longer to find at the end of a chunk
     slots = tiles.slots(rows, events)
     parts = x.new_empty((slots, heads, width), dtype=torch.float32)
     others = None  # the places of maxima, or what exponents are relative to, and of a softmax their sums
@@ -39,11 +43,10 @@ def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | Non
         others = parts.new_empty(parts.shape, dtype=torch.int32 if how == "max" else torch.float32)
     elif how == "softmax":
         others = parts.new_empty((2, slots, heads))
-    at_once = max(1, tiles.events // 2) if how == "max" else tiles.events  # places take registers too
-    sizes = width, tiles.columns, tiles.blocks, tiles.chunk
+    sizes, lines = (width, tiles.columns, tiles.blocks, tiles.chunk), max(1, _TILE // tiles.columns)
     strides = *x.stride()[:2], *outer_strides(other), *outer_strides(weights)
     _reduce[(slots * heads * tiles.blocks,)](x, other, weights, scaled, strides, offsets, parts, others, out, kept,
-                                             rows, events, slots, heads, how, *sizes, at_once)
+                                             rows, events, slots, heads, how, *sizes, lines, _AHEAD)
     _combine[(rows * heads * tiles.blocks,)](offsets, parts, others, out, kept, rows, events, slots, heads, how,
                                              *sizes, _COMBINED)
 
@@ -61,7 +64,7 @@ def _first_largest(best, at):
     largest = tl.max(tl.where(missing, float("inf"), best), 0)
     any_missing = tl.max(missing.to(tl.int32), 0) > 0
     hit = tl.where(any_missing[None, :], missing, best == largest[None, :])
-    return tl.where(any_missing, float("nan"), largest), tl.min(tl.where(hit, at, 2147483647), 0)
+    return tl.where(any_missing, float("nan"), largest), tl.min(tl.where(hit, at, MISSING), 0)
 
 
 @triton.jit
@@ -93,7 +96,7 @@ def _finish(result, other, total, out, kept, row, rows, head, H, block, length, 
 @triton.jit(do_not_specialize=["rows", "events", "slots"])
 def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, others, out, kept, rows, events, slots, H,
             HOW: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr,
-            BM: tl.constexpr):
+            BM: tl.constexpr, AHEAD: tl.constexpr):
     """Reduce one chunk: to the result where it is the whole row, else to a part of it, (BD,)."""
     slot, head, block = place(H, BLOCKS)
     row, begin, length, first, count = find_chunk(offsets, rows, events, slot, CHUNK)
@@ -108,56 +111,82 @@ def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, ot
         own = tl.load(scaled[0] + (tl.cast(row, tl.int64) * H + head) * D + column, mask=inside, other=0.0)
         own = own.to(tl.float32)[None, :]
         target = scaled[1] + ((begin + first) * H + head) * D + column[None, :]
-    start = float("-inf") if HOW == "max" else 0.0
-    found = tl.full([BM, BD], start, tl.float32)
-    at = tl.full([BM, BD], 2147483647, tl.int32)
-    largest = tl.full([BD], float("-inf"), tl.float32)
-    sums = tl.zeros([BD], tl.float32)
-    peak = tl.full([], float("-inf"), tl.float32)
-    total = tl.full([], 0.0, tl.float32)
-    for step in range(0, count, BM):
-        event = step + tl.arange(0, BM)
-        there = (event < count)[:, None] & inside[None, :]
-        far = event.to(tl.int64)
-        tile = tl.load(x + far[:, None] * strides[0], mask=there, other=0.0).to(tl.float32)
-        if scaled is not None:
-            tl.store(target + far[:, None] * H * D, (tile * own).to(target.dtype.element_ty), mask=there)
-        if other is not None:
-            tile *= tl.load(other + far[:, None] * strides[2], mask=there, other=0.0).to(tl.float32)
-        if HOW == "max":
-            tile = tl.where(there, tile, float("-inf"))
-            above = (tile > found) | ((tile != tile) & (found == found)) | ((tile == found) & (at == 2147483647))
-            at = tl.where(above & there, (first + far)[:, None].to(tl.int32), at)
-            found = tl.where(above, tile, found)
-        elif HOW == "logsumexp":
-            tile = tl.where(there, tile, float("-inf"))
-            higher = tl.maximum(largest, tl.max(tile, 0))
-            sums = sums * tl.exp(largest - finite(higher)) + tl.sum(tl.exp(tile - finite(higher)[None, :]), 0)
-            largest = higher
-        elif HOW == "softmax":
-            scores = tl.load(weights + far * strides[4], mask=event < count, other=float("-inf")).to(tl.float32)
-            rise = tl.maximum(peak, tl.max(scores, 0))
-            scores = tl.exp(scores - finite(rise))
-            scale = tl.exp(peak - finite(rise))
-            total = total * scale + tl.sum(scores, 0)
-            found = found * scale + scores[:, None] * tile
-            peak = rise
-        elif weights is not None:
-            scores = tl.load(weights + far * strides[4], mask=event < count, other=0.0).to(tl.float32)
-            found += scores[:, None] * tile
-        else:
-            found += tile
+    extreme: tl.constexpr = HOW == "max" or HOW == "logsumexp"
+    nothing: tl.constexpr = float("-inf") if extreme else 0.0
+    without: tl.constexpr = float("-inf") if HOW == "softmax" else 0.0
+    line = tl.arange(0, BM)
+    found = tl.full([BM, BD], float("-inf") if HOW == "max" else 0.0, tl.float32)
+    peak = tl.full([BM, BD] if HOW == "logsumexp" else [BM], float("-inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    at = tl.where((line < count)[:, None] & inside[None, :], 0, MISSING)
+    for step in range(0, count, AHEAD * BM):
+        tiles = ()  # all of them are under way before one is looked at
+        besides = ()
+        for i in tl.static_range(AHEAD):
+            event = step + i * BM + line
+            there = (event < count)[:, None] & inside[None, :]
+            far = event.to(tl.int64)
+            tiles = tiles + (tl.load(x + far[:, None] * strides[0], mask=there, other=nothing),)
+            if other is not None:
+                besides = besides + (tl.load(other + far[:, None] * strides[2], mask=there, other=0.0),)
+            elif weights is not None:
+                besides = besides + (tl.load(weights + far * strides[4], mask=event < count, other=without),)
+        if HOW == "logsumexp" or HOW == "softmax":  # each line of a tile has a largest exponent of its own
+            before = peak
+            for i in tl.static_range(AHEAD):
+                peak = tl.maximum(peak, (tiles[i] if HOW == "logsumexp" else besides[i]).to(tl.float32))
+            scale = tl.exp(before - finite(peak))
+            base = finite(peak) * LOG2E
+            found *= scale if HOW == "logsumexp" else scale[:, None]
+            total *= scale if HOW == "softmax" else 1.0
+        for i in tl.static_range(AHEAD):
+            tile = tiles[i].to(tl.float32)
+            if scaled is not None:
+                event = step + i * BM + line
+                tl.store(target + event.to(tl.int64)[:, None] * H * D, (tile * own).to(target.dtype.element_ty),
+                         mask=(event < count)[:, None] & inside[None, :])
+            if HOW == "max":
+                at = tl.where(tile > found, step + i * BM, at)
+                found = tl.maximum(found, tile, propagate_nan=tl.PropagateNan.ALL)
+            elif HOW == "logsumexp":
+                found += tl.exp2(tile * LOG2E - base)  # one operation less an element than a difference first
+            elif HOW == "softmax":
+                share = tl.exp(besides[i].to(tl.float32) - finite(peak))
+                total += share
+                found += share[:, None] * tile
+            elif other is not None:
+                found += tile * besides[i].to(tl.float32)
+            elif weights is not None:
+                found += tile * besides[i].to(tl.float32)[:, None]
+            else:
+                found += tile
+    aside = tl.zeros([BD], tl.int32)
+    sums = 0.0
     if HOW == "max":
+        at = tl.where(at == MISSING, MISSING, at + line[:, None])
         result, aside = _first_largest(found, at)
+        if tl.max((result != result).to(tl.int32), 0) > 0:  # the place of a NaN was not kept: it is looked for again
+            missing = tl.full([BD], MISSING, tl.int32)
+            for step in range(0, count, BM):
+                event = step + line
+                there = (event < count)[:, None] & inside[None, :]
+                tile = tl.load(x + event.to(tl.int64)[:, None] * strides[0], mask=there, other=0.0).to(tl.float32)
+                missing = tl.minimum(missing, tl.min(tl.where(tile != tile, event[:, None], MISSING), 0))
+            aside = tl.where(result != result, missing, aside)
+        aside += first.to(tl.int32)
     elif HOW == "logsumexp":
-        result, aside = sums, largest
+        aside = tl.max(peak, 0)
+        result = tl.sum(found * tl.exp(peak - finite(aside)[None, :]), 0)
     elif HOW == "softmax":
-        result, aside = tl.sum(found, 0), peak
+        aside = tl.max(peak, 0)
+        scale = tl.exp(peak - finite(aside))
+        sums = tl.sum(total * scale, 0)
+        result = tl.sum(found * scale[:, None], 0)
     else:
-        result, aside = tl.sum(found, 0), largest
+        result = tl.sum(found, 0)
     if length <= CHUNK:
         if first == 0:
-            _finish(result, aside, total, out, kept, row, rows, head, H, block, length, column, inside, HOW, D)
+            _finish(result, aside, sums, out, kept, row, rows, head, H, block, length, column, inside, HOW, D)
     elif count > 0:
         place_of = (tl.cast(slot, tl.int64) * H + head) * D + column
         tl.store(parts + place_of, result, mask=inside)
@@ -166,7 +195,7 @@ def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, ot
         elif HOW == "softmax":
             others += tl.cast(slot, tl.int64) * H + head
             tl.store(others, aside, mask=block == 0)
-            tl.store(others + tl.cast(slots, tl.int64) * H, total, mask=block == 0)
+            tl.store(others + tl.cast(slots, tl.int64) * H, sums, mask=block == 0)
 
 
 @launched
@@ -184,7 +213,7 @@ def _combine(offsets, parts, others, out, kept, rows, events, slots, H, HOW: tl.
         inside = column < D
         start = float("-inf") if HOW == "max" else 0.0
         found = tl.full([BN, BD], start, tl.float32)
-        at = tl.full([BN, BD], 2147483647, tl.int32)
+        at = tl.full([BN, BD], MISSING, tl.int32)
         largest = tl.full([BN, BD], float("-inf"), tl.float32)
         peak = tl.full([BN], float("-inf"), tl.float32)
         total = tl.zeros([BN], tl.float32)
@@ -194,9 +223,9 @@ def _combine(offsets, parts, others, out, kept, rows, events, slots, H, HOW: tl.
             place_of = ((slot + chunk) * H + head)[:, None] * D + column[None, :]
             part = tl.load(parts + place_of, mask=there, other=0.0)
             if HOW == "max":
-                aside = tl.load(others + place_of, mask=there, other=2147483647)
+                aside = tl.load(others + place_of, mask=there, other=MISSING)
                 part = tl.where(there, part, float("-inf"))
-                above = (part > found) | ((part != part) & (found == found)) | ((part == found) & (at == 2147483647))
+                above = (part > found) | ((part != part) & (found == found)) | ((part == found) & (at == MISSING))
                 at = tl.where(above, aside, at)
                 found = tl.where(above, part, found)
             elif HOW == "logsumexp":

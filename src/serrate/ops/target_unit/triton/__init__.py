@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....jagged.tensor import INT32_MAX
 from ...direct import no_kernel, on_device_of, operator, unit_stride
 from ..api import Call, Reading
+
+_MOST_RESULTS = 64  # of the kernel that finds two gradients in one pass
 
 
 def unusable(call: Call) -> str | None:
@@ -27,7 +30,8 @@ def _forward(q: Tensor, k: Tensor, weight: Tensor, bias: Tensor | None, offsets:
     out = q.new_empty(num_events, weight.shape[1])
     if num_events:
         with on_device_of(q):
-            kernels.launch(unit_stride(q), unit_stride(k), weight, bias, Reading(offsets, rows, ends, num_events), out)
+            kernels.launch(unit_stride(q), unit_stride(k), weight.contiguous(), bias,
+                           Reading(offsets, rows, ends, num_events), out)
     return out
 
 
@@ -45,7 +49,7 @@ def _events_gradient(grad: Tensor, q: Tensor, k: Tensor, weight: Tensor, offsets
     out = k.new_empty(k.shape)
     if out.numel():
         with on_device_of(q):
-            kernels.launch_of_events(grad.contiguous(), unit_stride(q), weight,
+            kernels.launch_of_events(grad.contiguous(), unit_stride(q), weight.contiguous(),
                                      Reading(offsets, rows, ends, grad.shape[0]), out)
     return out
 
@@ -59,11 +63,14 @@ def _(grad: Tensor, q: Tensor, k: Tensor, *others: Any) -> Tensor:
 def _others_gradients(grad: Tensor, q: Tensor, k: Tensor, weight: Tensor, offsets: Tensor, rows: Tensor | None,
                       ends: Tensor) -> list[Tensor]:
     """Return the gradients of targets, weight and bias."""
-    from . import kernels
+    from . import gradients
 
+    found = q.new_empty(q.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[1])
     with on_device_of(q):
         reading = Reading(offsets, rows, ends, grad.shape[0])
-        return _of_others(*kernels.matrices(grad.contiguous(), q, unit_stride(k), reading), q, weight)
+        matrices = gradients.matrices(grad.contiguous(), q, unit_stride(k), reading)
+        gradients.launch_of_others(*matrices, None, 0, 0, unit_stride(q), weight.contiguous(), found)
+    return list(found)
 
 
 @_others_gradients.register_fake
@@ -71,17 +78,31 @@ def _(grad: Tensor, q: Tensor, k: Tensor, weight: Tensor, *others: Any) -> list[
     return [q.new_empty(q.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[1])]
 
 
-def _of_others(matrices: Tensor, sums: Tensor, q: Tensor, weight: Tensor) -> list[Tensor]:
-    """Return the gradients of targets, weight and bias from those of the targets' matrices and constants.
+@operator("serrate::target_unit_triton_gradients")
+def _gradients(grad: Tensor, q: Tensor, k: Tensor, weight: Tensor, offsets: Tensor) -> list[Tensor]:
+    """Return the gradients of targets, events, weight and bias, where every history has one target."""
+    from . import gradients
 
-    matrices: `(M, D, F)`, the sums of k ⊗ gradient over what a target reads; sums: `(M, F)`, of the gradient alone.
-    """
-    target, _, difference, product = weight.float().unflatten(0, (4, -1))
-    q_wide = q.float()
-    d_q = torch.einsum("mdf,df->md", matrices, product) + sums @ (target + difference).T
-    outer, events = q_wide.T @ sums, matrices.sum(0)
-    d_weight = torch.cat([outer, events, outer - events, torch.einsum("md,mdf->df", q_wide, matrices)])
-    return [each.to(q.dtype).contiguous() for each in (d_q, d_weight, sums.sum(0))]  # as products do not come
+    found = q.new_empty(q.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[1])
+    d_k = k.new_empty(k.shape)
+    if not grad.shape[0]:
+        return [x.zero_() for x in (found[0], d_k, *found[1:])]
+    q, weight = unit_stride(q), weight.contiguous()
+    with on_device_of(q):
+        *pieces, span = gradients.launch_of_both(grad.contiguous(), q, unit_stride(k), weight, offsets, d_k)
+        gradients.launch_of_others(*pieces, offsets, span, grad.shape[0], q, weight, found)
+    return [found[0], d_k, *found[1:]]
+
+
+@_gradients.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, weight: Tensor, offsets: Tensor) -> list[Tensor]:
+    return [*(x.new_empty(x.shape) for x in (q, k, weight)), weight.new_empty(weight.shape[1])]
+
+
+def _in_one_pass(grad: Tensor, rows: Tensor | None) -> bool:
+    """Whether one kernel finds the gradients of events and matrices: the latter have to fit, and float32 takes more."""
+    events, columns = grad.shape
+    return rows is None and grad.dtype != torch.float32 and columns <= _MOST_RESULTS and events <= INT32_MAX
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -91,6 +112,9 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _differentiated(ctx: Any, grad: Tensor) -> tuple:
     of_q, of_k, of_weight, of_bias = ctx.needs_input_grad[:4]
+    if of_k and (of_q or of_weight) and _in_one_pass(grad, ctx.saved_tensors[4]):
+        d_q, d_k, d_weight, d_bias = _gradients(grad, *ctx.saved_tensors[:4])
+        return d_q, d_k, d_weight, d_bias if of_bias else None, None, None, None, None
     d_k = _events_gradient(grad, *ctx.saved_tensors) if of_k else None
     # of float32 the sums over targets are rounded, and again where they are added up: more than their sum may be
     apart = of_bias and grad.dtype == torch.float32

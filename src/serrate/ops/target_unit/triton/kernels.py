@@ -12,12 +12,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ...attention.triton.tile import precision
-from ...bmm.triton.kernels import Sizes, Source, chunk_shift, launch_jagged, tile_events
+from ...bmm.triton.kernels import Sizes, chunk_shift, tile_events
 from ...bmm.triton.rows import chunk_of, find_row, slots, turns
 from ...bmm.triton.tile import load_matrix, load_tile, store_tile
 from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 from ..api import Reading
+
+_PROGRAMS = 396  # three on each processor of the device it was measured on
+_TARGETS = 16  # whose constants a program makes
 
 
 def sizes(dtype: torch.dtype, events: int, depth: int, columns: int) -> Sizes:
@@ -29,24 +32,26 @@ def sizes(dtype: torch.dtype, events: int, depth: int, columns: int) -> Sizes:
     if dtype == torch.float32:
         return Sizes(min(events, 32), min(depth, 64), min(columns, 32), 8, 2)
     depth, columns = min(depth, 128), min(columns, 64)
-    return Sizes(events, depth, columns, 8 if depth * columns > 4096 else 4, 3)
+    return Sizes(events, depth, columns, 4, 3)
 
 
 def launch(q: Tensor, k: Tensor, weight: Tensor, bias: Tensor | None, reading: Reading, out: Tensor) -> None:
-    """Fill `out` `(T', F)`. The last stride of `q` and `k` is 1."""
+    """Fill `out` `(T', F)`. The last stride of `q` and `k` is 1, and `weight` is contiguous."""
     (events, columns), (targets, width) = out.shape, q.shape
     size = sizes(q.dtype, tile_events(events, targets), width, columns)
     blocks = ceil_div(columns, size.columns)
-    shift = chunk_shift(size.events, events * blocks)
-    count, several = slots(events, targets, shift), turns(events, targets, size.events)
-    _forward[ceil_div(count, several) * blocks,](
-        q, k, weight, None if bias is None else bias.contiguous(), out, reading.offsets, reading.rows, reading.ends,
-        events, targets, count, several, shift, q.stride(0), k.stride(0), *weight.stride(), width, columns, *size[:3],
-        precision(), num_warps=size.warps, num_stages=size.stages)
+    span = max(ceil_div(events, _PROGRAMS), size.events)
+    constants = torch.empty(targets, columns, device=q.device)
+    _constants[ceil_div(targets, _TARGETS) * blocks,](
+        q, weight, None if bias is None else bias.contiguous(), constants, targets, q.stride(0), width, columns,
+        _TARGETS, min(size.depth, 64), size.columns, precision(), num_warps=4)
+    _forward[ceil_div(events, span) * blocks,](
+        q, k, weight, constants, out, reading.offsets, reading.rows, reading.ends, events, targets, span, q.stride(0),
+        k.stride(0), width, columns, *size[:3], precision(), num_warps=size.warps, num_stages=size.stages)
 
 
 def launch_of_events(grad: Tensor, q: Tensor, weight: Tensor, reading: Reading, out: Tensor) -> None:
-    """Fill `out` `(T, D)`, the gradient of the events. `grad` `(T', F)` is contiguous, the last stride of `q` 1."""
+    """Fill `out` `(T, D)`, the gradient of the events. `grad` `(T', F)` and `weight` are contiguous, `q` as above."""
     (events, width), columns, rows = out.shape, grad.shape[1], reading.offsets.shape[0] - 1
     size = sizes(q.dtype, tile_events(events, rows), columns, width)
     blocks = ceil_div(width, size.columns)
@@ -60,99 +65,129 @@ def launch_of_events(grad: Tensor, q: Tensor, weight: Tensor, reading: Reading, 
     count, several = slots(events, rows, shift), turns(events, rows, size.events)
     _of_events[ceil_div(count, several) * blocks,](
         grad, q, weight, out, reading.offsets, order, begins, reading.ends, events, rows, count, several, shift,
-        q.stride(0), *weight.stride(), width, columns, *size[:3], precision(), num_warps=size.warps,
-        num_stages=size.stages)
-
-
-def matrices(grad: Tensor, q: Tensor, k: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the targets' matrices and constants, `(M, D, F)` and `(M, F)` float32."""
-    (targets, width), columns = q.shape, grad.shape[1]
-    found = torch.empty(targets, 1, width, columns, device=q.device), torch.empty(targets, 1, columns, device=q.device)
-    if targets:
-        source = None if reading.rows is None else Source(reading.rows, reading.offsets)
-        launch_jagged(k[:, None], grad[:, None], reading.ends, *found, source)
-    return found[0][:, 0], found[1][:, 0]
+        q.stride(0), width, columns, *size[:3], precision(),
+        num_warps=8 if size.depth * size.columns > 4096 else size.warps, num_stages=size.stages)
 
 
 @triton.jit
-def _of_both(weight, part, along, across, line, columns, depth, width, N: tl.constexpr):
+def of_both(weight, line, column, D: tl.constexpr, F: tl.constexpr, N: tl.constexpr):
     """What all targets multiply events by, and what each part of a target adds to that: (N, columns) float32 each.
 
-    From `line` on of so many lines and columns, `along` and `across` apart; a `part` of the weight apart.
+    N lines of the parts of the weight `(D, F)`, from `line` on.
     """
-    mixed = load_matrix(weight + part, along, across, line, columns, depth, width, N).to(tl.float32)
-    mixed -= load_matrix(weight + 2 * part, along, across, line, columns, depth, width, N).to(tl.float32)
-    return mixed, load_matrix(weight + 3 * part, along, across, line, columns, depth, width, N).to(tl.float32)
+    mixed = load_matrix(weight + D * F, F, 1, line, column, D, F, N).to(tl.float32)
+    mixed -= load_matrix(weight + 2 * D * F, F, 1, line, column, D, F, N).to(tl.float32)
+    return mixed, load_matrix(weight + 3 * D * F, F, 1, line, column, D, F, N).to(tl.float32)
 
 
 @triton.jit
-def _of_target(query, weight, part, along, across, line, columns, depth, width, N: tl.constexpr):
-    """What a target adds to all its events, as far as its parts `query` (N,) from `line` on go: (columns,) float32."""
-    own = load_matrix(weight, along, across, line, columns, depth, width, N).to(tl.float32)
-    own += load_matrix(weight + 2 * part, along, across, line, columns, depth, width, N).to(tl.float32)
-    return tl.sum(query[:, None] * own, 0)
-
-
-@triton.jit
-def _load_query(q, parts, D):
+def load_query(q, parts, D):
     """Some parts of a target, float32."""
     return tl.load(q + parts, mask=parts < D, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def _row_with(offsets, event, row, rows):
+    """The last row that begins at an event or before it, from a row on that does. Each step looks at 128 of them."""
+    probe = tl.arange(0, 128) + 1
+    last = rows - 1
+    while row < last:
+        step = tl.cdiv(last - row, 128)
+        at = row + probe * step
+        there = at <= last
+        begun = tl.load(offsets + at, mask=there, other=0) <= event
+        row += tl.sum((begun & there).to(tl.int32), 0) * step
+        last = tl.minimum(row + step - 1, last)
+    return row
+
+
+@triton.jit
+def row_from(offsets, event, row, rows):
+    """The row that has an event, looked for from a row on that begins at it or before, and the end of that row, int64.
+
+    An event that no row has is behind the last, which ends at it or before.
+    """
+    row = tl.minimum(row, rows - 1)
+    if tl.load(offsets + row + 1) <= event:
+        row = _row_with(offsets, event, row, rows)
+    return row, tl.load(offsets + row + 1).to(tl.int64)
+
+
 @launched
-@triton.jit(do_not_specialize=["events", "targets", "slots", "turns", "shift"])
-def _forward(q, k, weight, bias, out, offsets, rows, ends, events, targets, slots, turns, shift, q_stride, k_stride,
-             along, across, D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr,
-             PRECISION: tl.constexpr):
-    """BF columns of the results of some chunks of what targets read."""
+@triton.jit(do_not_specialize=["targets"])
+def _constants(q, weight, bias, out, targets, q_stride, D: tl.constexpr, F: tl.constexpr, BM: tl.constexpr,
+               BD: tl.constexpr, BF: tl.constexpr, PRECISION: tl.constexpr):
+    """What BM targets add to all their events, BF columns."""
     pid = tl.program_id(0)
     blocks: tl.constexpr = (F + BF - 1) // BF
     column = pid % blocks * BF + tl.arange(0, BF)
-    begin = pid // blocks * turns
-    if D <= BD:
-        mixed, product = _of_both(weight, D * along, along, across, 0, column, D, F, BD)
-    target = find_row(ends, begin, targets, shift)
-    for slot in range(begin, tl.minimum(begin + turns, slots)):
-        own, end, first, following = chunk_of(ends, slot, target, events, shift)
-        count = tl.minimum(end - first, 1 << shift).to(tl.int32)
-        if count > 0:
-            query_at = q + tl.cast(target, tl.int64) * q_stride
-            events_at = k + first * k_stride
-            if rows is not None:
-                events_at += (tl.load(offsets + tl.load(rows + target)) - own) * k_stride
-            added = tl.zeros([BF], tl.float32)
-            if bias is not None:
-                added += tl.load(bias + column, mask=column < F, other=0.0)
-            for d in range(0, D, BD):
-                query = _load_query(query_at, d + tl.arange(0, BD), D)
-                added += _of_target(query, weight, D * along, along, across, d, column, D, F, BD)
-            if D <= BD:  # the matrix is made once for the chunk
-                query = _load_query(query_at, tl.arange(0, BD), D)
-                matrix = (mixed + query[:, None] * product).to(k.dtype.element_ty)
-                for at in range(0, count, BT):
-                    tile = load_tile(events_at, k_stride, count - at, D, tl.arange(0, BD), BT)
-                    acc = tl.dot(tile, matrix, input_precision=PRECISION) + added[None, :]
-                    store_tile(out + (first + at) * F, acc, F, count - at, column, F, BT)
-                    events_at += BT * k_stride
-            else:
-                for at in range(0, count, BT):
-                    acc = tl.zeros([BT, BF], tl.float32)
-                    for d in range(0, D, BD):
-                        query = _load_query(query_at, d + tl.arange(0, BD), D)
-                        mixed, product = _of_both(weight, D * along, along, across, d, column, D, F, BD)
-                        matrix = (mixed + query[:, None] * product).to(k.dtype.element_ty)
-                        tile = load_tile(events_at, k_stride, count - at, D, d + tl.arange(0, BD), BT)
-                        acc = tl.dot(tile, matrix, acc, input_precision=PRECISION)
-                    acc += added[None, :]
-                    store_tile(out + (first + at) * F, acc, F, count - at, column, F, BT)
-                    events_at += BT * k_stride
-        target = following
+    first = pid // blocks * BM
+    q += tl.cast(first, tl.int64) * q_stride
+    acc = tl.zeros([BM, BF], tl.float32)
+    if bias is not None:
+        acc += tl.load(bias + column, mask=column < F, other=0.0).to(tl.float32)[None, :]
+    for d in range(0, D, BD):
+        query = load_tile(q, q_stride, targets - first, D, d + tl.arange(0, BD), BM)
+        for part in tl.static_range(0, 4, 2):  # of the target, and of the difference
+            own = load_matrix(weight + part * D * F, F, 1, d, column, D, F, BD)
+            acc = tl.dot(query, own, acc, input_precision=PRECISION)
+    store_tile(out + tl.cast(first, tl.int64) * F, acc, F, targets - first, column, F, BM)
+
+
+@launched
+@triton.jit(do_not_specialize=["events", "targets", "span"])
+def _forward(q, k, weight, constants, out, offsets, rows, ends, events, targets, span, q_stride, k_stride,
+             D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr,
+             PRECISION: tl.constexpr):
+    """BF columns of the results of `span` events that targets read, one target after the other."""
+    pid = tl.program_id(0)
+    blocks: tl.constexpr = (F + BF - 1) // BF
+    column = pid % blocks * BF + tl.arange(0, BF)
+    first = tl.cast(pid // blocks, tl.int64) * span
+    last = tl.minimum(first + span, events)
+    target = 0
+    while first < last:
+        target, end = row_from(ends, first, target, targets)
+        count = tl.maximum(tl.minimum(end, last) - first, 0).to(tl.int32)
+        query_at = q + tl.cast(target, tl.int64) * q_stride
+        events_at = k + first * k_stride
+        if rows is not None:
+            events_at += (tl.load(offsets + tl.load(rows + target)) - tl.load(ends + target)) * k_stride
+        added = tl.load(constants + tl.cast(target, tl.int64) * F + column, mask=column < F, other=0.0)
+        if D <= BD:  # the matrix is made once
+            query = load_query(query_at, tl.arange(0, BD), D)
+            mixed, product = of_both(weight, 0, column, D, F, BD)
+            matrix = (mixed + query[:, None] * product).to(k.dtype.element_ty)
+            for at in range(0, count, BT):
+                tile = load_tile(events_at + at * k_stride, k_stride, count - at, D, tl.arange(0, BD), BT)
+                acc = tl.dot(tile, matrix, input_precision=PRECISION) + added[None, :]
+                store_tile(out + (first + at) * F, acc, F, count - at, column, F, BT)
+        else:
+            for at in range(0, count, BT):
+                acc = tl.zeros([BT, BF], tl.float32)
+                for d in range(0, D, BD):
+                    query = load_query(query_at, d + tl.arange(0, BD), D)
+                    mixed, product = of_both(weight, d, column, D, F, BD)
+                    matrix = (mixed + query[:, None] * product).to(k.dtype.element_ty)
+                    tile = load_tile(events_at + at * k_stride, k_stride, count - at, D, d + tl.arange(0, BD), BT)
+                    acc = tl.dot(tile, matrix, acc, input_precision=PRECISION)
+                store_tile(out + (first + at) * F, acc + added[None, :], F, count - at, column, F, BT)
+        first = tl.where(count > 0, first + count, last)
+        target += 1
+
+
+@triton.jit
+def _of_columns(weight, first, line, D: tl.constexpr, F: tl.constexpr, N: tl.constexpr):
+    """The same with columns and lines exchanged, of N columns from `first` on: (N, lines) float32 each."""
+    mixed = load_matrix(weight + D * F, 1, F, first, line, F, D, N).to(tl.float32)
+    mixed -= load_matrix(weight + 2 * D * F, 1, F, first, line, F, D, N).to(tl.float32)
+    return mixed, load_matrix(weight + 3 * D * F, 1, F, first, line, F, D, N).to(tl.float32)
 
 
 @launched
 @triton.jit(do_not_specialize=["events", "rows", "slots", "turns", "shift"])
 def _of_events(grad, q, weight, out, offsets, order, begins, ends, events, rows, slots, turns, shift, q_stride,
-               along, across, D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+               D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
                PRECISION: tl.constexpr):
     """BD columns of the gradient of some chunks of events: the sum over the targets that read them, in their order."""
     pid = tl.program_id(0)
@@ -160,14 +195,14 @@ def _of_events(grad, q, weight, out, offsets, order, begins, ends, events, rows,
     column = pid % blocks * BD + tl.arange(0, BD)
     begin = pid // blocks * turns
     if F <= BF:
-        mixed, product = _of_both(weight, D * along, across, along, 0, column, F, D, BF)
+        mixed, product = _of_columns(weight, 0, column, D, F, BF)
     row = find_row(offsets, begin, rows, shift)
     for slot in range(begin, tl.minimum(begin + turns, slots)):
         own, end, first, following = chunk_of(offsets, slot, row, events, shift)
         count = tl.minimum(end - first, 1 << shift).to(tl.int32)
         if count > 0:
             if order is None and F <= BF:  # one target, whose matrix is made once
-                query = _load_query(q + tl.cast(row, tl.int64) * q_stride, column, D)
+                query = load_query(q + tl.cast(row, tl.int64) * q_stride, column, D)
                 matrix = (mixed + query[None, :] * product).to(grad.dtype.element_ty)
                 for at in range(0, count, BT):
                     tile = load_tile(grad + (first + at) * F, F, count - at, F, tl.arange(0, BF), BT)
@@ -185,11 +220,11 @@ def _of_events(grad, q, weight, out, offsets, order, begins, ends, events, rows,
                         target = n
                         if order is not None:
                             target = tl.load(order + n).to(tl.int32)
-                        query = _load_query(q + tl.cast(target, tl.int64) * q_stride, column, D)
+                        query = load_query(q + tl.cast(target, tl.int64) * q_stride, column, D)
                         grad_at = grad + (tl.load(ends + target).to(tl.int64) + (first - own) + at) * F
                         for f in range(0, F, BF):
                             if F > BF:
-                                mixed, product = _of_both(weight, D * along, across, along, f, column, F, D, BF)
+                                mixed, product = _of_columns(weight, f, column, D, F, BF)
                             matrix = (mixed + query[None, :] * product).to(grad.dtype.element_ty)
                             tile = load_tile(grad_at, F, count - at, F, f + tl.arange(0, BF), BT)
                             acc = tl.dot(tile, matrix, acc, input_precision=PRECISION)
