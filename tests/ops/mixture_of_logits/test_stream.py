@@ -75,10 +75,14 @@ def rows_with_ties(count: int, device: str) -> torch.Tensor:
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter")
+@pytest.mark.parametrize("held", [512, 2**14])
 @pytest.mark.parametrize("k", [1, 100, 2048, 4999, 6000])
-def test_the_triton_kernels_over_several_blocks(k):
+def test_the_triton_kernels_over_several_blocks(k, held, monkeypatch):
+    from serrate.ops.mixture_of_logits.triton import selection
     from serrate.ops.mixture_of_logits.triton.selection import keep
 
+    monkeypatch.setattr(selection, "_HELD", held)
+    monkeypatch.setattr(selection, "_ALONE", 4 * held)
     scores = rows_with_ties(5000, "cpu")
     for chunk in (2400, 5000):
         for one, other in zip(search(scores, k, chunk, keep), by_sorting(scores, k), strict=True):
@@ -86,7 +90,7 @@ def test_the_triton_kernels_over_several_blocks(k):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("chunk", [2**12, 2**17])
+@pytest.mark.parametrize("chunk", [2**12, 2**15, 2**17])
 @pytest.mark.parametrize("k", [1, 100, 10_000, 70_000])
 def test_the_triton_kernels_on_cuda(chunk, k):
     from serrate.ops.mixture_of_logits.triton.selection import keep

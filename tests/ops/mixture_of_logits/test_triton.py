@@ -30,7 +30,7 @@ def search(case: Case, problem: Problem, name: str = "triton"):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize(("p_q", "p_x", "width", "hidden"), [
     (1, 1, 1, 1), (2, 2, 16, 16), (3, 5, 25, 50), (8, 4, 64, 128), (8, 4, 128, 128), (8, 8, 32, 128), (8, 8, 64, 100),
-    (4, 4, 300, 200), (16, 8, 32, 64), (16, 16, 16, 128), (5, 3, 7, 400)])
+    (4, 4, 300, 200), (16, 8, 32, 64), (16, 16, 16, 128), (5, 3, 7, 400), (8, 2, 16, 40), (16, 4, 64, 200)])
 def test_every_size(dtype, p_q, p_x, width, hidden):
     case = Case("", 5, 1000, p_q, p_x, width, hidden)
     problem = case.problem(dtype, "cuda")
