@@ -234,8 +234,8 @@ def _scaled(x, strided, bias, out, n, factor, SIZE: tl.constexpr):  # noqa: N803
 @pytest.mark.gpu
 def test_kernels_follow_their_arguments():
     memory = torch.arange(4096, device="cuda")
-    usual = (48, torch.float32, 0, 1, None)
-    others = ((1, 16, 17), (torch.bfloat16, torch.int64), (1, 8), (2, 16), (torch.float32, torch.int64))
+    usual: tuple = (48, torch.float32, 0, 1, None)
+    others: tuple = ((1, 16, 17), (torch.bfloat16, torch.int64), (1, 8), (2, 16), (torch.float32, torch.int64))
     calls = [usual] + [(*usual[:i], x, *usual[i + 1:]) for i, values in enumerate(others) for x in values]
     for n, dtype, first, step, of_bias in calls * 2:  # compiled, then remembered
         x, other = memory[first:].to(dtype)[first:], memory.float()[first:]

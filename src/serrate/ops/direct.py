@@ -23,11 +23,13 @@ _OF_KERNELS = (torch.float32, torch.bfloat16, torch.float16)
 
 def watched(*tensors: Tensor | None) -> bool:
     """Whether a compiler, a dispatch mode or a tensor of another class looks on, which needs operators."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:  # in this order: compilers follow it
+        return True
     for x in tensors:
         kind = type(x)
         if kind is not Tensor and x is not None and kind is not torch.nn.Parameter:
             return True
-    return torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
+    return False
 
 
 def no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:

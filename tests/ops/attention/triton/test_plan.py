@@ -19,7 +19,7 @@ DEVICE = "cpu" if INTERPRETED else pytest.param("cuda", marks=pytest.mark.gpu)
                          ids=["one", "some", "many"])
 def test_tiles_that_search_for_their_rows_give_the_same_as_planned_ones(device, lengths, mask, monkeypatch):
     torch.manual_seed(0)
-    leaves = [torch.randn(sum(lengths), 1, 16, device=device, dtype=torch.float16).requires_grad_() for _ in range(3)]
+    q, k, v = (torch.randn(sum(lengths), 1, 16, device=device, dtype=torch.float16).requires_grad_() for _ in range(3))
     offsets = offsets_from_lengths(torch.tensor(lengths, device=device))
     made = []
 
@@ -31,8 +31,8 @@ def test_tiles_that_search_for_their_rows_give_the_same_as_planned_ones(device, 
     monkeypatch.setattr("serrate.ops.attention.triton.passes.Plan", Noted)
 
     def run():
-        out = attention(*leaves, offsets, mask=mask, implementation="triton")
-        return [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
+        out = attention(q, k, v, offsets, mask=mask, implementation="triton")
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v))]
 
     searched = run()
     monkeypatch.setattr(plan, "FEW_ROWS", 0)
