@@ -246,7 +246,7 @@ def tune(case: Case) -> None:
         tell(f"  its order {took:.4g} ms")
 
 
-_WAYS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+_WAYS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((64, 4, 1), {"registers": 128, "apart": True}), ((64, 4, 1, 512, 32, 4), {"registers": 128, "apart": True}),
     ((64, 4, 1, 512, 128, 1), {"registers": 168, "apart": True}), ((64, 4, 2), {"registers": 128, "apart": True}),
     ((128, 8, 1), {"registers": 128, "apart": True}), ((64, 4, 1), {"apart": True}),
