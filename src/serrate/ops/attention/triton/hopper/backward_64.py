@@ -253,17 +253,6 @@ def _store_terms(target, lse, delta, first, h, end, H, scale):
     gl.store(at, terms, mask=(first + step < end)[:, None])
 
 
-@gluon.jit
-def _rows_of(layout: gl.constexpr, each):
-    """Numbers of the rows of a tile, as a tile of another layout has its rows; None stays."""
-    if each[0] is None:
-        return each
-    found = ()
-    for i in gl.static_range(len(each)):
-        found = found + (gl.convert_layout(each[i], gl.SliceLayout(1, layout)),)
-    return found
-
-
 @launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_target, plan, count, T, factors,
@@ -330,9 +319,13 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
         v = v_smem.index(stage).reshape([BN, BD])
         if end - n <= BN // 2:
             half: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN // 2, 16])
+            rows_of: gl.constexpr = gl.SliceLayout(1, half)
             few = gl.full([BM, BN // 2], 0.0, gl.float32, half)
-            dq = see_keys(dq, q, do, k.slice(0, BN // 2), v.slice(0, BN // 2), few, _rows_of(half, (past, deltas)), n,
-                          (safe, _rows_of(half, (high,))[0]), factors[0], ACT)
+            sums = (past, deltas)
+            if not ACT:
+                sums = (gl.convert_layout(past, rows_of), gl.convert_layout(deltas, rows_of))
+            dq = see_keys(dq, q, do, k.slice(0, BN // 2), v.slice(0, BN // 2), few, sums, n,
+                          (safe, gl.convert_layout(high, rows_of)), factors[0], ACT)
         else:
             dq = see_keys(dq, q, do, k, v, zeros, (past, deltas), n, (safe, high), factors[0], ACT)
         store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
