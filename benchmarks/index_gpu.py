@@ -20,6 +20,7 @@ from torch import Tensor
 
 from serrate.index import ComponentIndex, ExactIndex, HIndexer, Index
 from serrate.index.measure import recall
+from serrate.index.sides import rows_of
 from serrate.nn.similarity import MixtureOfLogits, Sides
 from serrate.ops.measure import milliseconds
 from serrate.ops.mixture_of_logits.api import Gate, Problem
@@ -56,17 +57,13 @@ class Bench:
         self.exact = ExactIndex.build(similarity, sides)
         self.truth = self.exact.search(self.queries, K).ids
 
-    def some(self, number: int) -> Sides:
-        """Return the sides of the first queries."""
-        return {name: side[:number] for name, side in self.queries.items()}
-
     def tell(self, name: str, search: Search, batches: list[int], **more: tuple[float, str]) -> None:
         """Measure a search at some numbers of queries, print it and write the rows."""
-        found = torch.cat([search({part: side[row : row + max(batches)] for part, side in self.queries.items()})
-                           for row in range(0, len(self.truth), max(batches))])
+        most = max(batches)
+        found = torch.cat([search(rows_of(self.queries, row, row + most)) for row in range(0, len(self.truth), most)])
         figures = {"recall": (float(recall(found, self.truth).mean()), "share"), **more}
         for batch in batches:
-            some = self.some(batch)
+            some = rows_of(self.queries, 0, batch)
             figures[f"batch_{batch}_ms"] = (milliseconds(lambda some=some: search(some), self.device), "ms")
         shown = "  ".join(f"{metric} {value:.4g}" for metric, (value, _) in figures.items())
         print(f"{name:48} {shown}", flush=True)
@@ -114,10 +111,10 @@ def brute_force(index: Index, queries: Sides) -> Tensor:
     scores = torch.empty(rows, len(index), device=queries["gate"].device)
     with torch.no_grad():
         for start in range(0, len(index), _PAIRS // rows):
-            part = slice(start, start + _PAIRS // rows)
-            f, a, g, b, gate = index.similarity._operands(queries, {name: side[part] for name, side in items.items()})
+            stop = start + _PAIRS // rows
+            f, a, g, b, gate = index.similarity._operands(queries, rows_of(items, start, stop))
             low = Gate(*(each.bfloat16() for each in gate))
-            scores[:, part] = eagerly(Problem(f, a, g, b, low, index.similarity.temperature))
+            scores[:, start:stop] = eagerly(Problem(f, a, g, b, low, index.similarity.temperature))
     return scores.topk(K).indices
 
 
@@ -136,10 +133,10 @@ PARTS: dict[str, Callable[[Path], None]] = {"candidates": candidates, "corpus": 
 def main() -> None:
     """Measure the parts that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[*PARTS])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="part", help=", ".join(PARTS) + "; both")
     parser.add_argument("--out", type=Path, default=LEDGER)
     arguments = parser.parse_args()
-    for name in arguments.parts:
+    for name in arguments.parts or PARTS:
         PARTS[name](arguments.out)
 
 

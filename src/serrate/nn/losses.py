@@ -49,7 +49,9 @@ class FullSoftmax(nn.Module):
             self._of_products(queries[stage.part], items[stage.part], targets, weights)
             if isinstance(stage, DotProduct) else self._by_pairs(stage, queries, items, targets, weights)
             for stage in similarity.stages()]
-        return sum(losses) + _penalty(similarity, queries, take(items, targets), users, weights)
+        if isinstance(similarity, DotProduct):  # one stage, and no penalty that its targets need be gathered for
+            return losses[0]
+        return torch.stack(losses).sum() + _penalty(similarity, queries, take(items, targets), users, weights)
 
     def _of_products(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         most = self.chunk_logits or _CHUNK_LOGITS.get(hidden.device.type, 2**27)
