@@ -3,6 +3,9 @@
 A program is one warp group with a tile of 64 events; three or four share a multiprocessor and cover for each other.
 One kernel gives the gradients of queries, one those of keys and values. No atomics: each gradient is written once.
 
+The last block of a tile is seen whole or by half, by one of two loops of one round or none. An `if` with both would be
+compiled wrong: ptxas 12.8 sets addresses that both branches multiply from in one of them only.
+
 The log-sum-exp and delta of a query reach the second kernel as factors of two small products: see `_store_terms`.
 """
 
@@ -209,9 +212,10 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
         stage = (blocks - 1) % S
         n = start + (blocks - 1) * BN
         mbarrier.wait(full.index(stage), ((blocks - 1) // S) & 1)
-        if end - n <= BN // 2:
+        some = gl.where(end - n <= BN // 2, 1, 0)
+        for _ in range(some):
             dk, dv = _see_queries(dk, dv, k, v, buffers, stage, n, first, end, factors[0], BN // 2, CAUSAL, True, ACT)
-        else:
+        for _ in range(1 - some):
             dk, dv = _see_queries(dk, dv, k, v, buffers, stage, n, first, end, factors[0], BN, CAUSAL, True, ACT)
         if ACT:
             dv = dv * share(factors, begin, end, ACT)
@@ -317,15 +321,16 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
         mbarrier.wait(full.index(stage), ((blocks - 1) // S) & 1)
         k = k_smem.index(stage).reshape([BN, BD])
         v = v_smem.index(stage).reshape([BN, BD])
-        if end - n <= BN // 2:
-            half: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN // 2, 16])
-            rows_of: gl.constexpr = gl.SliceLayout(1, half)
+        some = gl.where(end - n <= BN // 2, 1, 0)
+        half: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN // 2, 16])
+        rows_of: gl.constexpr = gl.SliceLayout(1, half)
+        for _ in range(some):
             few = gl.full([BM, BN // 2], 0.0, gl.float32, half)
             sums = (past, deltas)
             if not ACT:
                 sums = (gl.convert_layout(past, rows_of), gl.convert_layout(deltas, rows_of))
             dq = see_keys(dq, q, do, k.slice(0, BN // 2), v.slice(0, BN // 2), few, sums, n,
                           (safe, gl.convert_layout(high, rows_of)), factors[0], ACT)
-        else:
+        for _ in range(1 - some):
             dq = see_keys(dq, q, do, k, v, zeros, (past, deltas), n, (safe, high), factors[0], ACT)
         store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
