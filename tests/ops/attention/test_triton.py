@@ -21,6 +21,7 @@ from serrate.testing.graphs import assert_captured
 pytestmark = pytest.mark.gpu
 
 MANY_SHORT = Case("many_short", tuple(i * 7 % 41 for i in range(60)), heads=3, width=32)
+CROWD = Case("crowd", tuple(i * 7 % 41 for i in range(240)))  # events enough to be described to the copy engine
 FEW_LONG = Case("few_long", (300, 0, 65, 513, 1, 128), heads=2, width=64)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -68,6 +69,23 @@ def test_every_width_over_tiles_and_blocks(width, dtype, mask):
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 0.9])
 def test_any_scale(case, mask, scale):
     errors(case, torch.bfloat16, mask, scale)
+
+
+@pytest.mark.parametrize(("heads", "width"), [(4, 32), (3, 64)])
+@pytest.mark.parametrize("scale", [None, 30.0], ids=["usual", "large"])
+def test_packed_tiles_loaded_by_the_copy_engine_give_the_same(heads, width, scale, monkeypatch):
+    from serrate.ops.attention.triton import short
+
+    loaded = []
+    monkeypatch.setattr(short, "_described", lambda *given, make=short._described: loaded.append(given) or make(*given))
+    case = replace(CROWD, heads=heads, width=width)
+    *tensors, offsets = case.tensors(torch.bfloat16, "cuda")
+    apart = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in tensors]  # a head after the other: not for it
+    out, other = (attention(*given, offsets, mask=CAUSAL, scale=scale, implementation="triton")
+                  for given in (tensors, apart))
+    assert len(loaded) == 2
+    assert torch.equal(out, other)
+    errors(case, torch.bfloat16, CAUSAL, scale)
 
 
 BIASED = Case("biased", (30, 0, 7, 70), activation="silu", normaliser="length", reach=20, buckets=50, apart=True)

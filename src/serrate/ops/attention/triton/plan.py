@@ -73,7 +73,7 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     if few and softmax and not problem.biased:
         return _of_few_queries(min(64, block_width(q.shape[1])), own_heads, tma)
     if problem.plain and own_heads and width <= 64 <= q.shape[0] < 48 * rows:
-        return _of_short_rows(width)
+        return _of_short_rows(width, events >= WORTH_DESCRIBING)
     if tma and problem.plain and problem.activation <= SILU and on_hopper(q, k, v):
         return _on_hopper(width, heads_first, own_heads)
     tiling = _of_any(width, heads_first, tma, problem.kind, problem.plain and softmax)
@@ -97,9 +97,9 @@ def _of_few_queries(tile: int, own_heads: bool, tma: bool) -> Tiling:
 
 
 @lru_cache
-def _of_short_rows(width: int) -> Tiling:
+def _of_short_rows(width: int, tma: bool) -> Tiling:
     """Return the sizes for packed tiles."""
-    forward = Sizes(32, 16, 4, 3, registers=128) if width <= 32 else Sizes(32, 16, 1, 3, registers=168)
+    forward = Sizes(32, 16, 2, 4 if tma else 3, tma, 144 if width <= 32 else 168)
     backward = Sizes(64, 32, 4, 2, registers=128 if width <= 32 else None)
     return Tiling(True, forward, backward, backward, (forward, backward))
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...launch import launched
-from .plan import Plan, Sizes, block_width
+from .plan import Plan, Sizes, block_width, describable
 from .problem import CAUSAL, Problem
 from .tile import base_2, load_rows, log2, natural, reciprocal, store_rows, strides
 from .weigh import activated, share_of
@@ -24,10 +25,13 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     """Fill the results, output `(T, H, Dv)` and log-sum-exp `(H, T)` in base 2, from q, k and v."""
     sizes = _sizes(plan, 0)
     numbers = _numbers(inputs, problem, sizes)
-    events, heads = inputs[0].shape[:2]
+    q, k, v = inputs
+    events, heads = q.shape[:2]
     together = math.gcd(heads, sizes.warps)  # heads of a program, a warp each
+    tma = sizes.tma and describable(k, v) and _side_by_side(k) and _side_by_side(v)
+    keys = (_described(k, sizes.block, together), _described(v, sizes.block, together)) if tma else (k, v)
     _forward[(-(-events // sizes.tile) * (heads // together),)](
-        *inputs, *results, plan.events(), *numbers, together, num_warps=together, num_stages=sizes.stages,
+        q, *keys, *results, plan.events(), *numbers, together, tma, num_warps=together, num_stages=sizes.stages,
         maxnreg=sizes.registers)
 
 
@@ -41,6 +45,17 @@ def launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor
     _backward[(-(-events // sizes.tile) * heads,)](
         *inputs, out, *grads, logsumexp, plan.events(), *gradients, *numbers, num_warps=sizes.warps,
         num_stages=sizes.stages, maxnreg=sizes.registers)
+
+
+def _side_by_side(x: Tensor) -> bool:
+    """Whether the heads of x `(T, H, D)` lie side by side and fill their blocks."""
+    return x.stride(1) == x.shape[2] == block_width(x.shape[2])
+
+
+def _described(x: Tensor, block: int, heads: int) -> TensorDescriptor:
+    """Describe x `(T, H, D)` to the copy engine, for loads of `block` events of so many heads side by side."""
+    events, all_heads, width = x.shape
+    return TensorDescriptor(x, [events, all_heads * width], [x.stride(0), 1], [block, heads * width])
 
 
 def _sizes(plan: Plan, which: int) -> Sizes:
@@ -74,23 +89,30 @@ def _between(events, low, high):
 
 
 @triton.jit
-def _load(source, events, heads, stride_t, stride_h, D: tl.constexpr, BD: tl.constexpr):
-    """Load events (N,) of heads (P,): (P, N, BD), zero past the width."""
-    d = tl.arange(0, BD)[None, None, :]
-    at = source + tl.cast(heads, tl.int64)[:, None, None] * stride_h
-    at += tl.cast(events, tl.int64)[None, :, None] * stride_t + d
-    return tl.load(at) if D == BD else tl.load(at, mask=d < D, other=0.0)
+def _load(source, first, h, stride_t, stride_h, T, D: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
+          TMA: tl.constexpr):
+    """Load `N` events from `first` on of P heads from h on, (P, N, BD): zero past the width, anything past the end."""
+    if TMA:
+        rows = source.load([first, h * D]).reshape(N, P, BD).permute(1, 0, 2)
+    else:
+        events = tl.minimum(first + tl.arange(0, N), T - 1)
+        d = tl.arange(0, BD)[None, None, :]
+        at = source + tl.cast(h + tl.arange(0, P), tl.int64)[:, None, None] * stride_h
+        at += tl.cast(events, tl.int64)[None, :, None] * stride_t + d
+        rows = tl.load(at) if D == BD else tl.load(at, mask=d < D, other=0.0)
+    return rows
 
 
 @triton.jit
-def _scores(q, source, events, heads, stride_t, stride_h, scale, D: tl.constexpr):
+def _scores(q, source, first, h, stride_t, stride_h, T, scale, D: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr):
     """The scores of a tile's queries (P, BM, BD) and a block of keys, (P, BM, BN)."""
-    return tl.dot(q, _load(source, events, heads, stride_t, stride_h, D, q.shape[2]).permute(0, 2, 1)) * scale
+    k = _load(source, first, h, stride_t, stride_h, T, D, q.shape[2], BN, q.shape[0], TMA)
+    return tl.dot(q, k.permute(0, 2, 1)) * scale
 
 
 @triton.jit
-def _see_all(q, m, k_source, v_source, low, high, begin, end, heads, strides, T, scale, D: tl.constexpr,
-             DV: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr):
+def _see_all(q, m, k_source, v_source, low, high, begin, end, h, strides, T, scale, D: tl.constexpr, DV: tl.constexpr,
+             BDV: tl.constexpr, BN: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr, TMA: tl.constexpr):
     """Let the queries of a tile see their keys: the weighted values, twice the sums (P, BM) of weights relative to m.
 
     Once of the weights themselves, for the log-sum-exp, once as they are rounded for their product with the values:
@@ -102,11 +124,9 @@ def _see_all(q, m, k_source, v_source, low, high, begin, end, heads, strides, T,
     total = tl.zeros([P, BM, 4], tl.float32)  # of the four threads that hold a row: none waits for another
     rounded = tl.zeros([P, BM, 8], tl.float32)  # as often as the narrowest product has columns
     for n in range(begin, end, BN):
-        cols = n + tl.arange(0, BN)
-        at = tl.minimum(cols, T - 1)
-        s = _scores(q, k_source, at, heads, strides[4], strides[5], scale, D)
-        v = _load(v_source, at, heads, strides[7], strides[8], DV, BDV)
-        seen = _between(cols, low, high)[None, :, :]
+        s = _scores(q, k_source, n, h, strides[4], strides[5], T, scale, D, BN, TMA)
+        v = _load(v_source, n, h, strides[7], strides[8], T, DV, BDV, BN, P, TMA)
+        seen = _between(n + tl.arange(0, BN), low, high)[None, :, :]
         if ACT:
             p, _ = activated(tl.where(seen, s, 0.0), ACT, FAST)  # which all make 0 of 0
         else:
@@ -120,12 +140,13 @@ def _see_all(q, m, k_source, v_source, low, high, begin, end, heads, strides, T,
 
 
 @triton.jit
-def _maxima(q, k_source, low, high, begin, end, heads, strides, T, scale, D: tl.constexpr, BN: tl.constexpr):
+def _maxima(q, k_source, low, high, begin, end, h, strides, T, scale, D: tl.constexpr, BN: tl.constexpr,
+            TMA: tl.constexpr):
     """The largest score of each query, (P, BM)."""
     m = tl.full([q.shape[0], q.shape[1]], float("-inf"), tl.float32)
     for n in range(begin, end, BN):
         cols = n + tl.arange(0, BN)  # compared twice: beside `_see_all`, Triton 3.6 does not compile `_between` here
-        s = _scores(q, k_source, tl.minimum(cols, T - 1), heads, strides[4], strides[5], scale, D)
+        s = _scores(q, k_source, n, h, strides[4], strides[5], T, scale, D, BN, TMA)
         seen = (cols[None, :] >= low[:, None]) & (cols[None, :] < high[:, None])
         m = tl.maximum(m, tl.max(tl.where(seen[None, :, :], s, float("-inf")), 2))
     return m
@@ -144,14 +165,16 @@ def _share(factors, low, high, LENGTH: tl.constexpr):
 @triton.jit(do_not_specialize=["T"])
 def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H: tl.constexpr, strides, D: tl.constexpr,
              DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-             CAUSAL: tl.constexpr, ACT: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr, P: tl.constexpr):
+             CAUSAL: tl.constexpr, ACT: tl.constexpr, LENGTH: tl.constexpr, FAST: tl.constexpr, P: tl.constexpr,
+             TMA: tl.constexpr):
     """Attend from BM packed events of P heads, a warp each, to the one range of events that their rows span.
 
     A score is hardly ever so large or low that its exponential leaves the range of numbers: nobody looks for a maximum
     unless the sum of a row tells that one did.
     """
     first, part, begin, end = _find_tile(plan, T, H // P, BM)
-    heads = part * P + tl.arange(0, P)
+    h = part * P
+    heads = h + tl.arange(0, P)
     rows = first + tl.arange(0, BM)
     at = tl.minimum(rows, T - 1)
     low = tl.load(plan + at)
@@ -161,10 +184,10 @@ def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H: tl.con
         high = tl.minimum(high, at + 1)
         end = tl.minimum(end, first + BM)
     tl.assume(begin < end)
-    q = _load(q_source, at, heads, strides[1], strides[2], D, BD)
+    q = _load(q_source, first, h, strides[1], strides[2], T, D, BD, BM, P, False)
     m = tl.zeros([P, BM], tl.float32)
-    acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, heads, strides, T, factors[0], D,
-                                   DV, BDV, BN, ACT, FAST)
+    acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, h, strides, T, factors[0], D, DV,
+                                   BDV, BN, ACT, FAST, TMA)
     if ACT:
         acc *= share
     else:
@@ -172,10 +195,10 @@ def _forward(q_source, k_source, v_source, out, lse, plan, T, factors, H: tl.con
         HIGH: tl.constexpr = 2.0**15 if q.dtype == tl.float16 else 2.0**60
         fits = (total > ((high - low).to(tl.float32) * LOW)[None, :]) & (total < HIGH)
         if tl.min(fits.to(tl.int32)) == 0:  # the other rows of the tile get the same bits again
-            m = _maxima(q, k_source, low, high, begin, end, heads, strides, T, factors[0], D, BN)
+            m = _maxima(q, k_source, low, high, begin, end, h, strides, T, factors[0], D, BN, TMA)
             m = tl.where(fits, 0.0, m)
-            acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, heads, strides, T,
-                                           factors[0], D, DV, BDV, BN, ACT, FAST)
+            acc, total, rounded = _see_all(q, m, k_source, v_source, low, high, begin, end, h, strides, T, factors[0],
+                                           D, DV, BDV, BN, ACT, FAST, TMA)
         tl.store(lse + tl.cast(heads, tl.int64)[:, None] * T + rows[None, :], m + log2(total, FAST),
                  mask=(rows < T)[None, :])
         acc *= reciprocal(rounded, FAST)[:, :, None]
