@@ -1,5 +1,7 @@
 """The suite of the target unit's first layer: every implementation, on every named case, against the float64 oracle."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given
@@ -104,6 +106,17 @@ def test_named_cases_keep_the_numerics_promise(name, case, dtype, device):
             torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
         else:
             assert_within_budget(found, right, plainly, gradient=i > 0, name=NAMES[i])
+
+
+@every_device
+def test_programs_of_triton_take_targets_in_turns(device, monkeypatch):
+    usable("triton", torch.float16, device)
+    gradients = import_module("serrate.ops.target_unit.triton.gradients")
+    case = NAMED["many tiny"]
+    tensors = case.tensors(torch.float16, device)
+    expected = run(case, tensors, "triton")
+    monkeypatch.setattr(gradients, "_PARTS", 1)
+    torch.testing.assert_close(run(case, tensors, "triton"), expected, rtol=2e-3, atol=2e-3)
 
 
 @every_device

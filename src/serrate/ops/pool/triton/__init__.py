@@ -4,7 +4,6 @@ A program owns a chunk of one row (`chunks.py`): rows of any lengths fill a devi
 second small kernel combines the chunks of long rows in their order.
 """
 
-import torch
 from torch import Tensor
 
 from ...direct import no_kernel, on_device_of, operator, unit_stride
@@ -57,30 +56,22 @@ def _pool_backward(grad: Tensor, offsets: Tensor, x: Tensor | None, weights: Ten
 
 @operator("serrate::softmax_triton")
 def _softmax(x: Tensor, offsets: Tensor) -> Tensor:
-    from .reduce import reduce
-    from .spread import spread
+    from .normalise import normalise
 
-    offsets, events = offsets.contiguous(), unit_stride(x)[:, None]
-    kept = like_kept(events, None, offsets.shape[0] - 1, "logsumexp", False)
-    out = events.new_empty(events.shape)
+    out = x.new_empty(x.shape)
     with on_device_of(x):
-        reduce(events, offsets, kept.new_empty(kept.shape[1:]), "logsumexp", kept)
-        spread(None, offsets, out, "softmax", kept, events)
-    return out[:, 0]
+        normalise(unit_stride(x), offsets.contiguous(), out)
+    return out
 
 
 @operator("serrate::softmax_triton_backward")
 def _softmax_backward(grad: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
-    from .reduce import reduce
-    from .spread import spread
+    from .normalise import normalise
 
-    offsets, y, grad = offsets.contiguous(), y[:, None], unit_stride(grad)[:, None]
-    sums = y.new_empty((offsets.shape[0] - 1, *y.shape[1:]), dtype=torch.float32)
     out = y.new_empty(y.shape)
     with on_device_of(y):
-        reduce(y, offsets, sums, "sum", other=grad)
-        spread(sums, offsets, out, "softmax gradient", None, y, grad)
-    return out[:, 0]
+        normalise(y, offsets.contiguous(), out, unit_stride(grad))
+    return out
 
 
 register_pool(_pool, _pool_backward)

@@ -1,8 +1,8 @@
 """How rows are cut into chunks, a program each: long rows get many programs, and every row one at least.
 
-A chunk is some events of one row, so a program reads once what belongs to the row, and its sums need no atomics. Row b
-has the slots from `begin // CHUNK + b` on, as many as it needs or one more, shared with no other row: a program finds
-its row by searching the offsets, and no plan has to be made.
+A chunk is some events of one row, so a program reads once what belongs to the row, and its sums need no atomics. The
+first chunk of row b has slot b. Its chunk c has slot `B - 1 + begin // CHUNK + c`, shared with no other row: a program
+finds its row by searching the offsets, behind those that need no search, and no plan has to be made.
 """
 
 # ruff: noqa: N803
@@ -41,7 +41,7 @@ class Tiles:
 
     def slots(self, rows: int, events: int) -> int:
         """Return how many programs the chunks of so many rows and events take."""
-        return events // self.chunk + rows
+        return rows + max(events - 1, 0) // self.chunk
 
 
 def outer_strides(x: Tensor | None) -> tuple[int, int]:
@@ -60,24 +60,33 @@ def ends(offsets, row, events):
 
 
 @triton.jit
+def slot_of(row, begin, chunk, rows, CHUNK: tl.constexpr):
+    """The slot of a chunk of a row that begins there, int64."""
+    return tl.where(chunk > 0, rows - 1 + begin // CHUNK + chunk, row)
+
+
+@triton.jit
 def find_chunk(offsets, rows, events, slot, CHUNK: tl.constexpr):
     """Row of a slot, where the row begins, its length, where the chunk begins within it, and its events.
 
     A slot that its row does not need has no events; of an empty row the first slot has none either.
     """
-    low = slot * 0
-    high = low + rows
-    while high - low > 1:  # the row is among low … high - 1; some of them are looked at together
-        step = tl.cdiv(high - low, 128)
-        row = low + tl.arange(0, 128) * step
-        inside = row < high
-        begin = tl.minimum(tl.load(offsets + row, mask=inside, other=0).to(tl.int64), events)
-        passed = tl.sum((inside & (begin // CHUNK + row <= slot)).to(tl.int32), 0)
-        low += (passed - 1) * step
-        high = tl.minimum(low + step, high)
-    begin, end = ends(offsets, low, events)
-    first = (slot - (begin // CHUNK + low)) * CHUNK
-    return low, begin, end - begin, first, tl.maximum(tl.minimum(end - begin - first, CHUNK), 0).to(tl.int32)
+    row = slot
+    later = slot - rows + 1  # a later chunk begins in the part of this number of all events, in parts of CHUNK
+    if later > 0:
+        row = slot * 0
+        high = row + rows
+        while high - row > 1:  # the row is among row … high - 1; some of them are looked at together
+            step = tl.cdiv(high - row, 128)
+            probe = row + tl.arange(0, 128) * step
+            inside = probe < high
+            begin = tl.minimum(tl.load(offsets + probe, mask=inside, other=0).to(tl.int64), events)
+            passed = tl.sum((inside & (begin // CHUNK < later)).to(tl.int32), 0)
+            row += (passed - 1) * step
+            high = tl.minimum(row + step, high)
+    begin, end = ends(offsets, row, events)
+    first = tl.where(later > 0, later - begin // CHUNK, 0) * CHUNK
+    return row, begin, end - begin, first, tl.maximum(tl.minimum(end - begin - first, CHUNK), 0).to(tl.int32)
 
 
 @triton.jit

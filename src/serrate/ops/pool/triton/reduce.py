@@ -8,11 +8,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import launched
-from .chunks import Tiles, ends, find_chunk, outer_strides, place
+from .chunks import Tiles, ends, find_chunk, outer_strides, place, slot_of
 
 _COMBINED = 16  # chunks that are combined at a time
 _TILE = 1024  # elements of a tile, 16 bytes a thread in half precision
 _AHEAD = 8  # tiles that are under way at a time
+_REGISTERS = 32, 24  # of a thread, and more a byte of an element: the compiler would have fewer tiles under way
 MISSING = tl.constexpr(2**31 - 1)
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -46,7 +47,9 @@ def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | Non
     sizes, lines = (width, tiles.columns, tiles.blocks, tiles.chunk), max(1, _TILE // tiles.columns)
     strides = *x.stride()[:2], *outer_strides(other), *outer_strides(weights)
     _reduce[(slots * heads * tiles.blocks,)](x, other, weights, scaled, strides, offsets, parts, others, out, kept,
-                                             rows, events, slots, heads, how, *sizes, lines, _AHEAD)
+                                             rows, events, slots, heads, how, *sizes, lines,
+                                             _AHEAD if other is None else _AHEAD // 2,
+                                             maxnreg=_REGISTERS[0] + _REGISTERS[1] * x.element_size())
     _combine[(rows * heads * tiles.blocks,)](offsets, parts, others, out, kept, rows, events, slots, heads, how,
                                              *sizes, _COMBINED)
 
@@ -208,7 +211,6 @@ def _combine(offsets, parts, others, out, kept, rows, events, slots, H, HOW: tl.
     length = end - begin
     if length > CHUNK:
         chunks = tl.cdiv(length, CHUNK)
-        slot = begin // CHUNK + row
         column = block * BD + tl.arange(0, BD)
         inside = column < D
         start = float("-inf") if HOW == "max" else 0.0
@@ -220,7 +222,8 @@ def _combine(offsets, parts, others, out, kept, rows, events, slots, H, HOW: tl.
         for step in range(0, chunks, BN):
             chunk = step + tl.arange(0, BN)
             there = (chunk < chunks)[:, None] & inside[None, :]
-            place_of = ((slot + chunk) * H + head)[:, None] * D + column[None, :]
+            slot = slot_of(row, begin, chunk, rows, CHUNK) * H + head
+            place_of = slot[:, None] * D + column[None, :]
             part = tl.load(parts + place_of, mask=there, other=0.0)
             if HOW == "max":
                 aside = tl.load(others + place_of, mask=there, other=MISSING)
@@ -234,7 +237,7 @@ def _combine(offsets, parts, others, out, kept, rows, events, slots, H, HOW: tl.
                 found = found * tl.exp(largest - finite(higher)) + part * tl.exp(aside - finite(higher))
                 largest = higher
             elif HOW == "softmax":
-                own = others + (slot + chunk) * H + head
+                own = others + slot
                 aside = tl.load(own, mask=chunk < chunks, other=float("-inf"))
                 adds = tl.load(own + tl.cast(slots, tl.int64) * H, mask=chunk < chunks, other=0.0)
                 rise = tl.maximum(peak, aside)

@@ -1,4 +1,4 @@
-"""Something of a row to each of its events: softmax, and the gradients of all that is pooled."""
+"""Something of a row to each of its events: the gradients of all that is pooled."""
 
 # ruff: noqa: N803
 
@@ -10,26 +10,23 @@ from ...launch import launched
 from .chunks import Tiles, find_chunk, outer_strides, place
 
 
-def spread(of_rows: Tensor | None, offsets: Tensor, out: Tensor, how: str, kept: Tensor | None = None,
-           x: Tensor | None = None, other: Tensor | None = None) -> None:
-    """Fill `out` `(T, H, D)` for each event from its row, contiguous as all that is given.
+def spread(grad: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor, x: Tensor | None) -> None:
+    """Fill `out` `(T, H, D)`, contiguous, with the gradients of events from those of their rows.
 
     Args:
-        of_rows: `(B, H, D)`, a gradient or sum of each row; None for "softmax".
+        grad: `(B, H, D)`, contiguous.
         offsets: `(B + 1,)`, contiguous.
-        out: contiguous.
-        how: "sum", "mean", "max", "logsumexp": the gradient of that; "softmax", and "softmax gradient".
+        out: to be filled.
+        how: "sum", "mean", "max", "logsumexp".
         kept: as `autograd.like_kept` describes it, where it does.
-        x: `(T, H, D)` events of a log-sum-exp or softmax, or the result of the latter for its gradient; last stride 1.
-        other: `(T, H, D)` gradient of a softmax; last stride 1.
+        x: `(T, H, D)` events of a log-sum-exp; last stride 1.
     """
     events, heads, width = out.shape
     if not out.numel():
         return
     tiles, rows = Tiles.of(width), offsets.shape[0] - 1
     slots = tiles.slots(rows, events)
-    strides = *outer_strides(x), *outer_strides(other)
-    _spread[(slots * heads * tiles.blocks,)](of_rows, offsets, out, kept, x, other, strides, rows, events, heads, how,
+    _spread[(slots * heads * tiles.blocks,)](grad, offsets, out, kept, x, outer_strides(x), rows, events, heads, how,
                                              width, tiles.columns, tiles.blocks, tiles.chunk, tiles.events)
 
 
@@ -55,37 +52,33 @@ def spread_weighted(grad: Tensor, offsets: Tensor, x: Tensor, weights: Tensor, k
 
 
 @triton.jit
-def _inverse(sums):
+def reciprocal(sums):
     """One over sums of exponents, 0 where nothing was added."""
     return tl.where(sums == 0, 0.0, 1.0 / sums)
 
 
 @launched
 @triton.jit(do_not_specialize=["rows", "events"])
-def _spread(of_rows, offsets, out, kept, x, other, strides: tl.constexpr, rows, events, H, HOW: tl.constexpr,
-            D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr):
-    """The results of the events of one chunk."""
+def _spread(grad, offsets, out, kept, x, strides: tl.constexpr, rows, events, H, HOW: tl.constexpr, D: tl.constexpr,
+            BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr):
+    """The gradients of the events of one chunk."""
     slot, head, block = place(H, BLOCKS)
     row, begin, length, first, count = find_chunk(offsets, rows, events, slot, CHUNK)
     column = block * BD + tl.arange(0, BD)
     inside = column < D
     at = (tl.cast(row, tl.int64) * H + head) * D + column
-    value = tl.full([BD], 1.0, tl.float32)
-    if of_rows is not None:
-        value = tl.load(of_rows + at, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
     if HOW == "mean":
         value = value / tl.maximum(length, 1).to(tl.float32)
     elif HOW == "max":
         largest = tl.load(kept + at, mask=inside, other=-1)
-    elif HOW == "logsumexp" or HOW == "softmax":
+    elif HOW == "logsumexp":
         peak = tl.load(kept + at, mask=inside, other=0.0)
-        value *= _inverse(tl.load(kept + tl.cast(rows, tl.int64) * H * D + at, mask=inside, other=1.0))
+        value *= reciprocal(tl.load(kept + tl.cast(rows, tl.int64) * H * D + at, mask=inside, other=1.0))
     begin += first
     out += (begin * H + head) * D + column[None, :]
     if x is not None:
         x += begin * strides[0] + tl.cast(head, tl.int64) * strides[1] + column[None, :]
-    if other is not None:
-        other += begin * strides[2] + tl.cast(head, tl.int64) * strides[3] + column[None, :]
     for step in range(0, count, BM):
         event = step + tl.arange(0, BM)
         there = (event < count)[:, None] & inside[None, :]
@@ -95,10 +88,8 @@ def _spread(of_rows, offsets, out, kept, x, other, strides: tl.constexpr, rows, 
             tile = tl.load(x + far[:, None] * strides[0], mask=there, other=0.0).to(tl.float32)
         if HOW == "max":
             tile = tl.where((first + far)[:, None] == largest[None, :], value[None, :], 0.0)
-        elif HOW == "logsumexp" or HOW == "softmax":
+        elif HOW == "logsumexp":
             tile = tl.exp(tile - peak[None, :]) * value[None, :]
-        elif HOW == "softmax gradient":
-            tile *= tl.load(other + far[:, None] * strides[2], mask=there, other=0.0).to(tl.float32) - value[None, :]
         else:
             tile += value[None, :]
         tl.store(out + far[:, None] * (H * D), tile.to(out.dtype.element_ty), mask=there)
@@ -125,7 +116,7 @@ def _spread_weighted(grad, offsets, x, weights, kept, d_x, d_weights, strides: t
     if kept is not None:
         kept += at * (D + 2)
         peak = tl.load(kept + D)
-        inverse = _inverse(tl.load(kept + D + 1))
+        inverse = reciprocal(tl.load(kept + D + 1))
         for block in range(0, D, BD):
             inside = block + column < D
             along += tl.sum(tl.load(grad + block + column, mask=inside, other=0.0).to(tl.float32)

@@ -67,9 +67,9 @@ def _others_gradients(grad: Tensor, q: Tensor, k: Tensor, weight: Tensor, offset
 
     found = q.new_empty(q.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[1])
     with on_device_of(q):
-        reading = Reading(offsets, rows, ends, grad.shape[0])
-        matrices = gradients.matrices(grad.contiguous(), q, unit_stride(k), reading)
-        gradients.launch_of_others(*matrices, None, 0, 0, unit_stride(q), weight.contiguous(), found)
+        q, weight, reading = unit_stride(q), weight.contiguous(), Reading(offsets, rows, ends, grad.shape[0])
+        parts = gradients.launch_of_matrices(grad.contiguous(), q, unit_stride(k), weight, reading)
+        gradients.launch_of_others(parts, grad.shape[0], q, weight, found)
     return list(found)
 
 
@@ -89,8 +89,8 @@ def _gradients(grad: Tensor, q: Tensor, k: Tensor, weight: Tensor, offsets: Tens
         return [x.zero_() for x in (found[0], d_k, *found[1:])]
     q, weight = unit_stride(q), weight.contiguous()
     with on_device_of(q):
-        *pieces, span = gradients.launch_of_both(grad.contiguous(), q, unit_stride(k), weight, offsets, d_k)
-        gradients.launch_of_others(*pieces, offsets, span, grad.shape[0], q, weight, found)
+        parts = gradients.launch_of_both(grad.contiguous(), q, unit_stride(k), weight, offsets, d_k)
+        gradients.launch_of_others(parts, grad.shape[0], q, weight, found)
     return [found[0], d_k, *found[1:]]
 
 

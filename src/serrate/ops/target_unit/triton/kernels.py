@@ -21,6 +21,12 @@ from ..api import Reading
 
 _PROGRAMS = 396  # three on each processor of the device it was measured on
 _TARGETS = 16  # whose constants a program makes
+ROW = tl.constexpr(128)  # events that take as long as what else a row takes
+
+
+def units_of(events: int, rows: int) -> int:
+    """Return how much work so many events in so many rows are, in events: programs get as much of it each."""
+    return events + rows * ROW.value
 
 
 def sizes(dtype: torch.dtype, events: int, depth: int, columns: int) -> Sizes:
@@ -40,12 +46,13 @@ def launch(q: Tensor, k: Tensor, weight: Tensor, bias: Tensor | None, reading: R
     (events, columns), (targets, width) = out.shape, q.shape
     size = sizes(q.dtype, tile_events(events, targets), width, columns)
     blocks = ceil_div(columns, size.columns)
-    span = max(ceil_div(events, _PROGRAMS), size.events)
+    units = units_of(events, targets)
+    span = max(ceil_div(units, _PROGRAMS), size.events)
     constants = torch.empty(targets, columns, device=q.device)
     _constants[ceil_div(targets, _TARGETS) * blocks,](
         q, weight, None if bias is None else bias.contiguous(), constants, targets, q.stride(0), width, columns,
         _TARGETS, min(size.depth, 64), size.columns, precision(), num_warps=4)
-    _forward[ceil_div(events, span) * blocks,](
+    _forward[ceil_div(units, span) * blocks,](
         q, k, weight, constants, out, reading.offsets, reading.rows, reading.ends, events, targets, span, q.stride(0),
         k.stride(0), width, columns, *size[:3], precision(), num_warps=size.warps, num_stages=size.stages)
 
@@ -87,30 +94,35 @@ def load_query(q, parts, D):
 
 
 @triton.jit
-def _row_with(offsets, event, row, rows):
-    """The last row that begins at an event or before it, from a row on that does. Each step looks at 128 of them."""
+def row_with(offsets, unit, rows):
+    """The row whose work a unit is of, or the last: rows begin where those before have their events and `ROW` each.
+
+    Each step looks at 128 of them.
+    """
     probe = tl.arange(0, 128) + 1
+    row = rows * 0
     last = rows - 1
     while row < last:
         step = tl.cdiv(last - row, 128)
         at = row + probe * step
         there = at <= last
-        begun = tl.load(offsets + at, mask=there, other=0) <= event
+        begun = tl.load(offsets + at, mask=there, other=0).to(tl.int64) + at.to(tl.int64) * ROW <= unit
         row += tl.sum((begun & there).to(tl.int32), 0) * step
         last = tl.minimum(row + step - 1, last)
     return row
 
 
 @triton.jit
-def row_from(offsets, event, row, rows):
-    """The row that has an event, looked for from a row on that begins at it or before, and the end of that row, int64.
+def piece_of(offsets, unit, stop, row, events):
+    """The events of a row that units from one on, and before another, are of: where they begin, how many they are.
 
-    An event that no row has is behind the last, which ends at it or before.
+    And the unit that the next row begins with. No row reaches past the events that there are.
     """
-    row = tl.minimum(row, rows - 1)
-    if tl.load(offsets + row + 1) <= event:
-        row = _row_with(offsets, event, row, rows)
-    return row, tl.load(offsets + row + 1).to(tl.int64)
+    before = tl.cast(row + 1, tl.int64) * ROW
+    begin = tl.load(offsets + row).to(tl.int64)
+    end = tl.minimum(tl.load(offsets + row + 1).to(tl.int64), events)
+    first = tl.maximum(unit - before, begin)
+    return first, tl.maximum(tl.minimum(end, stop - before) - first, 0).to(tl.int32), end + before
 
 
 @launched
@@ -139,16 +151,15 @@ def _constants(q, weight, bias, out, targets, q_stride, D: tl.constexpr, F: tl.c
 def _forward(q, k, weight, constants, out, offsets, rows, ends, events, targets, span, q_stride, k_stride,
              D: tl.constexpr, F: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr,
              PRECISION: tl.constexpr):
-    """BF columns of the results of `span` events that targets read, one target after the other."""
+    """BF columns of the results of the events that `span` units are of, one target after the other."""
     pid = tl.program_id(0)
     blocks: tl.constexpr = (F + BF - 1) // BF
     column = pid % blocks * BF + tl.arange(0, BF)
-    first = tl.cast(pid // blocks, tl.int64) * span
-    last = tl.minimum(first + span, events)
-    target = 0
-    while first < last:
-        target, end = row_from(ends, first, target, targets)
-        count = tl.maximum(tl.minimum(end, last) - first, 0).to(tl.int32)
+    unit = tl.cast(pid // blocks, tl.int64) * span
+    stop = unit + span
+    target = row_with(ends, unit, targets)
+    while (unit < stop) & (target < targets):
+        first, count, unit = piece_of(ends, unit, stop, target, events)
         query_at = q + tl.cast(target, tl.int64) * q_stride
         events_at = k + first * k_stride
         if rows is not None:
@@ -172,7 +183,6 @@ def _forward(q, k, weight, constants, out, offsets, rows, ends, events, targets,
                     tile = load_tile(events_at + at * k_stride, k_stride, count - at, D, d + tl.arange(0, BD), BT)
                     acc = tl.dot(tile, matrix, acc, input_precision=PRECISION)
                 store_tile(out + (first + at) * F, acc + added[None, :], F, count - at, column, F, BT)
-        first = tl.where(count > 0, first + count, last)
         target += 1
 
 
