@@ -34,7 +34,8 @@ from .backward import see_keys
 from .forward import barriers, count_blocks, describe, find_tile, share, sigmoid, slope, store_rows, weights_of
 
 TILE = 64  # events of a tile: what one matrix instruction takes
-TERMS = 16  # columns of `_store_terms`: the least that a product sums over
+TERMS = 6  # planes of `_store_terms`
+SUMMED = 16  # of which a product sums over no fewer: the copy engine fills the rest with zeros
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     dq, dk, dv = gradients
     events, heads, width = q.shape
     pointwise = problem.pointwise
-    terms = None if pointwise else q.new_empty((events, heads, TERMS), dtype=torch.bfloat16)
+    terms = None if pointwise else _room_for_terms(q)
     tiles = plan.queries(TILE)
     count = tiles.shape[1]
     numbers = (tiles, count, events, *weights_of(problem), heads, width, v.shape[2], problem.kind == CAUSAL,
@@ -78,9 +79,16 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
         maxnreg=size.registers)
 
 
+def _room_for_terms(q: Tensor) -> Tensor:
+    """Return room for the terms of queries `(T, H, D)`: `(H, 6, T)`, its planes where the copy engine can read them."""
+    events, heads, _ = q.shape
+    return q.new_empty((heads, TERMS, -(-events // 8) * 8), dtype=torch.bfloat16)[..., :events]
+
+
 def _describe_terms(x: Tensor, block: int) -> TensorDescriptor:
-    """Describe terms `(T, H, 16)` to the copy engine."""
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [block, 1, TERMS], gl.NVMMASharedLayout(32, 16, rank=3))
+    """Describe terms `(H, 6, T)` to the copy engine, for loads of 16 planes of a head, of which ten are 0."""
+    layout = gl.NVMMASharedLayout(128, 16, rank=3)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, SUMMED, block], layout)
 
 
 @gluon.jit
@@ -91,7 +99,10 @@ def _load(descs, buffers, full, j, blocks, n, h):
     size: gl.constexpr = _bytes(descs)
     mbarrier.expect(full.index(stage), size, pred=there)
     for i in gl.static_range(len(descs)):
-        tma.async_copy_global_to_shared(descs[i], [n, h, 0], full.index(stage), buffers[i].index(stage), pred=there)
+        at = [n, h, 0]
+        if descs[i].block_type.shape[0] == 1:  # terms
+            at = [h, 0, n]
+        tma.async_copy_global_to_shared(descs[i], at, full.index(stage), buffers[i].index(stage), pred=there)
 
 
 @gluon.constexpr_function
@@ -137,8 +148,8 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, N: gl.const
     else:
         column = gl.arange(0, 16, gl.SliceLayout(0, a_layout))[None, :] + gl.full([BM, 16], 0, gl.int32, a_layout)
         take_lse = gl.where(column < 3, 1.0, 0.0).to(gl.bfloat16)
-        take_delta = gl.where((column >= 8) & (column < 11), 1.0, 0.0).to(gl.bfloat16)
-        terms = buffers[2].index(stage).reshape([BN, 16]).slice(0, N).permute([1, 0])
+        take_delta = gl.where((column >= 3) & (column < 6), 1.0, 0.0).to(gl.bfloat16)
+        terms = buffers[2].index(stage).reshape([16, BN]).slice(0, N, 1)
         scores = warpgroup_mma(take_lse, terms, zeros, use_acc=False, is_async=True)
         scores = warpgroup_mma(k, q.permute([1, 0]), scores, is_async=True)
         dots = warpgroup_mma(take_delta, terms, zeros, use_acc=False, is_async=True)
@@ -236,25 +247,24 @@ def _load_rows(source, first, h, end, H, D: gl.constexpr, BM: gl.constexpr, BD: 
 
 
 @gluon.jit
-def _store_terms(target, lse, delta, first, h, end, H, scale):
-    """Store `-lse / scale` and `-delta` of queries as three bfloat16 terms each: target (T, H, 16).
+def _store_terms(target, lse, delta, first, h, end, T, scale):
+    """Store `-lse / scale` and `-delta` of queries as three bfloat16 terms each: target (H, 6, T), T up to a whole 8.
 
-    The terms of the one, which together keep 24 bits, are in columns 0 to 2, those of the other in 8 to 10.
+    The terms of the one, which together keep 24 bits, are the first three planes, those of the other the next.
     """
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
-    step = gl.arange(0, lse.shape[0], gl.SliceLayout(1, layout))
-    column = gl.arange(0, 16, gl.SliceLayout(0, layout))
-    lse = gl.convert_layout(lse, gl.SliceLayout(1, layout))
-    delta = gl.convert_layout(delta, gl.SliceLayout(1, layout))
-    rest = gl.where((column < 8)[None, :], (-lse / scale)[:, None], (-delta)[:, None])
+    layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
+    plane = gl.arange(0, 8, gl.SliceLayout(1, layout))[:, None]
+    step = gl.arange(0, lse.shape[0], gl.SliceLayout(0, layout))[None, :]
+    lse = gl.convert_layout(lse, gl.SliceLayout(0, layout))
+    delta = gl.convert_layout(delta, gl.SliceLayout(0, layout))
+    rest = gl.where(plane < 3, (-lse / scale)[None, :], -delta[None, :])
     a = rest.to(gl.bfloat16)
     rest -= a.to(gl.float32)
     b = rest.to(gl.bfloat16)
     c = (rest - b.to(gl.float32)).to(gl.bfloat16)
-    part = (column % 8)[None, :]
-    terms = gl.where(part == 0, a, gl.where(part == 1, b, gl.where(part == 2, c, 0.0)))
-    at = target + gl.cast(first, gl.int64) * (H * 16) + h * 16 + (step[:, None] * (H * 16) + column[None, :])
-    gl.store(at, terms, mask=(first + step < end)[:, None])
+    terms = gl.where(plane % 3 == 0, a, gl.where(plane % 3 == 1, b, c))
+    at = target + (gl.cast(h, gl.int64) * 6 + plane) * ((T + 7) // 8 * 8) + first + step
+    gl.store(at, terms, mask=(plane < 6) & (first + step < end))
 
 
 @launched
@@ -297,7 +307,7 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             deltas_io = gl.sum(ours * do.load(io).to(gl.float32), 1)
             if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
                 deltas_io -= gl.load(grad_lse + of_head + rows_io, mask=rows_io < end, other=0.0) * 1.4426950408889634
-            _store_terms(terms, past_io, deltas_io, first, h, end, H, factors[0])
+            _store_terms(terms, past_io, deltas_io, first, h, end, T, factors[0])
             past = gl.convert_layout(past_io, s_rows)
             deltas = gl.convert_layout(deltas_io, s_rows)
         rows = first + gl.arange(0, BM, s_rows)
