@@ -31,10 +31,21 @@ from ....launch import launched
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
 from .backward import see_keys
-from .forward import barriers, count_blocks, describe, find_tile, share, sigmoid, slope, store_rows, weights_of
+from .forward import (
+    barriers,
+    count_blocks,
+    describe,
+    find_tile,
+    number_of,
+    share,
+    sigmoid,
+    slope,
+    store_rows,
+    weights_of,
+)
 
 TILE = 64  # events of a tile: what one matrix instruction takes
-TERMS = 6  # planes of `_store_terms`
+TERMS = 5  # planes of `_store_terms`
 SUMMED = 16  # of which a product sums over no fewer: the copy engine fills the rest with zeros
 
 
@@ -63,9 +74,9 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     dq, dk, dv = gradients
     events, heads, width = q.shape
     pointwise = problem.pointwise
-    terms = None if pointwise else _room_for_terms(q)
     tiles = plan.queries(TILE)
     count = tiles.shape[1]
+    terms = None if pointwise else q.new_empty((heads, TERMS, count * TILE), dtype=torch.bfloat16)
     numbers = (tiles, count, events, *weights_of(problem), heads, width, v.shape[2], problem.kind == CAUSAL,
                plan.tiling.heads_first)
     size = _QUERIES
@@ -79,29 +90,23 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
         maxnreg=size.registers)
 
 
-def _room_for_terms(q: Tensor) -> Tensor:
-    """Return room for the terms of queries `(T, H, D)`: `(H, 6, T)`, its planes where the copy engine can read them."""
-    events, heads, _ = q.shape
-    return q.new_empty((heads, TERMS, -(-events // 8) * 8), dtype=torch.bfloat16)[..., :events]
-
-
 def _describe_terms(x: Tensor, block: int) -> TensorDescriptor:
-    """Describe terms `(H, 6, T)` to the copy engine, for loads of 16 planes of a head, of which ten are 0."""
+    """Describe terms `(H, 5, events of all tiles)` to the copy engine: loads of 16 planes, eleven of them 0."""
     layout = gl.NVMMASharedLayout(128, 16, rank=3)
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, SUMMED, block], layout)
 
 
 @gluon.jit
-def _load(descs, buffers, full, j, blocks, n, h):
-    """Ask for block j, at n, of each of some tensors, if there is that block."""
+def _load(descs, buffers, full, j, blocks, n, h, tile):
+    """Ask for block j, at n, of each of some tensors, if there is that block; of terms for that of a tile."""
     stage = j % full.shape[0]
     there = j < blocks
     size: gl.constexpr = _bytes(descs)
     mbarrier.expect(full.index(stage), size, pred=there)
     for i in gl.static_range(len(descs)):
         at = [n, h, 0]
-        if descs[i].block_type.shape[0] == 1:  # terms
-            at = [h, 0, n]
+        if descs[i].block_type.shape[0] == 1:
+            at = [h, 0, tile * descs[i].block_type.shape[2]]
         tma.async_copy_global_to_shared(descs[i], at, full.index(stage), buffers[i].index(stage), pred=there)
 
 
@@ -148,7 +153,7 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, N: gl.const
     else:
         column = gl.arange(0, 16, gl.SliceLayout(0, a_layout))[None, :] + gl.full([BM, 16], 0, gl.int32, a_layout)
         take_lse = gl.where(column < 3, 1.0, 0.0).to(gl.bfloat16)
-        take_delta = gl.where((column >= 3) & (column < 6), 1.0, 0.0).to(gl.bfloat16)
+        take_delta = gl.where((column == 3) | (column == 4), 1.0, 0.0).to(gl.bfloat16)
         terms = buffers[2].index(stage).reshape([16, BN]).slice(0, N, 1)
         scores = warpgroup_mma(take_lse, terms, zeros, use_acc=False, is_async=True)
         scores = warpgroup_mma(k, q.permute([1, 0]), scores, is_async=True)
@@ -190,9 +195,12 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
     first, h, begin, end = find_tile(plan, count, H, False, HEADS_FIRST)
     if first < end:
+        tile, _ = number_of(count, H, False, HEADS_FIRST)
         start = begin
         if CAUSAL:
             start = first
+        else:
+            tile -= (first - begin) // BN  # the first of the row: blocks are tiles of queries
         blocks = (end - start + BN - 1) // BN
         k_smem, v_smem = _buffer(k_desc, 1), _buffer(v_desc, 1)
         q_smem, grad_smem = _buffer(q_desc, S), _buffer(grad_desc, S)
@@ -205,9 +213,9 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
             buffers = (q_smem, grad_smem, terms_smem)
         own, full = barriers(1, 1), barriers(S, 1)
         fence_async_shared()
-        _load((k_desc, v_desc), (k_smem, v_smem), own, 0, 1, first, h)
+        _load((k_desc, v_desc), (k_smem, v_smem), own, 0, 1, first, h, tile)
         for j in gl.static_range(S):
-            _load(descs, buffers, full, j, blocks, start + j * BN, h)
+            _load(descs, buffers, full, j, blocks, start + j * BN, h, tile + j)
         dk = gl.full([BM, BD], 0.0, gl.float32, o_layout)
         dv = gl.full([BM, BD], 0.0, gl.float32, o_layout)
         mbarrier.wait(own.index(0), 0)
@@ -219,7 +227,7 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
             dk, dv = _see_queries(dk, dv, k, v, buffers, stage, start + j * BN, first, end, factors[0], BN, CAUSAL,
                                   False, ACT)
             gl.thread_barrier()  # all warps are through with the block
-            _load(descs, buffers, full, j + S, blocks, start + (j + S) * BN, h)
+            _load(descs, buffers, full, j + S, blocks, start + (j + S) * BN, h, tile + j + S)
         stage = (blocks - 1) % S
         n = start + (blocks - 1) * BN
         mbarrier.wait(full.index(stage), ((blocks - 1) // S) & 1)
@@ -247,14 +255,16 @@ def _load_rows(source, first, h, end, H, D: gl.constexpr, BM: gl.constexpr, BD: 
 
 
 @gluon.jit
-def _store_terms(target, lse, delta, first, h, end, T, scale):
-    """Store `-lse / scale` and `-delta` of queries as three bfloat16 terms each: target (H, 6, T), T up to a whole 8.
+def _store_terms(target, lse, delta, tile, h, count, scale):
+    """Store `-lse / scale` of a tile's queries as three bfloat16 terms, `-delta` as two: target (H, 5, count tiles).
 
-    The terms of the one, which together keep 24 bits, are the first three planes, those of the other the next.
+    Three terms keep 24 bits, two 16, of which float16 gradients of scores keep 11. The copy engine reads where eight
+    events begin, which rows do not: every tile has room of its own.
     """
-    layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
+    N: gl.constexpr = lse.shape[0]
+    layout: gl.constexpr = gl.BlockedLayout([1, 2], [1, 32], [4, 1], [1, 0])
     plane = gl.arange(0, 8, gl.SliceLayout(1, layout))[:, None]
-    step = gl.arange(0, lse.shape[0], gl.SliceLayout(0, layout))[None, :]
+    step = gl.arange(0, N, gl.SliceLayout(0, layout))[None, :]
     lse = gl.convert_layout(lse, gl.SliceLayout(0, layout))
     delta = gl.convert_layout(delta, gl.SliceLayout(0, layout))
     rest = gl.where(plane < 3, (-lse / scale)[None, :], -delta[None, :])
@@ -263,8 +273,8 @@ def _store_terms(target, lse, delta, first, h, end, T, scale):
     b = rest.to(gl.bfloat16)
     c = (rest - b.to(gl.float32)).to(gl.bfloat16)
     terms = gl.where(plane % 3 == 0, a, gl.where(plane % 3 == 1, b, c))
-    at = target + (gl.cast(h, gl.int64) * 6 + plane) * ((T + 7) // 8 * 8) + first + step
-    gl.store(at, terms, mask=(plane < 6) & (first + step < end))
+    at = target + gl.cast(h * 5 + plane, gl.int64) * (count * N) + (tile * N + step)
+    gl.store(at, terms, mask=plane < 5)
 
 
 @launched
@@ -288,9 +298,9 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
         k_smem, v_smem = _buffer(k_desc, S), _buffer(v_desc, S)
         own, full = barriers(1, 1), barriers(S, 1)
         fence_async_shared()
-        _load((q_desc, grad_desc), (q_smem, grad_smem), own, 0, 1, first, h)
+        _load((q_desc, grad_desc), (q_smem, grad_smem), own, 0, 1, first, h, 0)
         for j in gl.static_range(S):
-            _load((k_desc, v_desc), (k_smem, v_smem), full, j, blocks, begin + j * BN, h)
+            _load((k_desc, v_desc), (k_smem, v_smem), full, j, blocks, begin + j * BN, h, 0)
         if ACT:
             past, deltas = None, None
             mbarrier.wait(own.index(0), 0)
@@ -307,7 +317,7 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             deltas_io = gl.sum(ours * do.load(io).to(gl.float32), 1)
             if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
                 deltas_io -= gl.load(grad_lse + of_head + rows_io, mask=rows_io < end, other=0.0) * 1.4426950408889634
-            _store_terms(terms, past_io, deltas_io, first, h, end, T, factors[0])
+            _store_terms(terms, past_io, deltas_io, number_of(count, H, CAUSAL, HEADS_FIRST)[0], h, count, factors[0])
             past = gl.convert_layout(past_io, s_rows)
             deltas = gl.convert_layout(deltas_io, s_rows)
         rows = first + gl.arange(0, BM, s_rows)
@@ -325,7 +335,7 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             v = v_smem.index(stage).reshape([BN, BD])
             dq = see_keys(dq, q, do, k, v, zeros, (past, deltas), 0, None, factors[0], ACT)
             gl.thread_barrier()  # all warps are through with the block
-            _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, begin + (j + S) * BN, h)
+            _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, begin + (j + S) * BN, h, 0)
         stage = (blocks - 1) % S
         n = begin + (blocks - 1) * BN
         mbarrier.wait(full.index(stage), ((blocks - 1) // S) & 1)

@@ -68,8 +68,8 @@ def describe(x: Tensor, block: int) -> TensorDescriptor:
 
 
 @gluon.jit
-def find_tile(plan, count, H, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
-    """Which tile this program has: its first event, its head, and where its row begins and ends."""
+def number_of(count, H, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
+    """Which of count tiles this program has, and of which head."""
     pid = gl.program_id(0)
     if HEADS_FIRST:
         tile = pid // H
@@ -79,6 +79,13 @@ def find_tile(plan, count, H, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
         h = pid // count
     if CAUSAL:  # later tiles of a row have more to do: first
         tile = count - 1 - tile
+    return tile, h
+
+
+@gluon.jit
+def find_tile(plan, count, H, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
+    """The tile that this program has: its first event, its head, and where its row begins and ends."""
+    tile, h = number_of(count, H, CAUSAL, HEADS_FIRST)
     begin = gl.load(plan + count + tile)
     return begin + gl.load(plan + tile), h, begin, gl.load(plan + 2 * count + tile)
 
