@@ -30,19 +30,9 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from ....launch import launched
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
-from .backward import see_keys
-from .forward import (
-    barriers,
-    count_blocks,
-    describe,
-    find_tile,
-    number_of,
-    share,
-    sigmoid,
-    slope,
-    store_rows,
-    weights_of,
-)
+from .backward import slopes
+from .forward import barriers, describe, share, sigmoid, slope, store_rows, weights_of
+from .tiles import abreast, count_blocks, find_tile, number_of
 
 TILE = 64  # events of a tile: what one matrix instruction takes
 TERMS = 5  # planes of `_store_terms`
@@ -78,7 +68,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     count = tiles.shape[1]
     terms = None if pointwise else q.new_empty((heads, TERMS, count * TILE), dtype=torch.bfloat16)
     numbers = (tiles, count, events, *weights_of(problem), heads, width, v.shape[2], problem.kind == CAUSAL,
-               plan.tiling.heads_first)
+               abreast(heads, plan.tiling.heads_first))
     size = _QUERIES
     _queries[(count * heads,)](
         describe(q, TILE), describe(grad, TILE), describe(k, size.block), describe(v, size.block), out, grad_lse, lse,
@@ -185,7 +175,7 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, N: gl.const
 @launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, plan, count, T, factors,
-          ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr,
+          ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr,
           S: gl.constexpr):
     """The gradients of a tile of keys and values, from the one range of queries that can see them."""
     BM: gl.constexpr = k_desc.block_type.shape[0]
@@ -193,9 +183,9 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
     BD: gl.constexpr = k_desc.block_type.shape[2]
     dtype: gl.constexpr = k_desc.dtype
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
-    first, h, begin, end = find_tile(plan, count, H, False, HEADS_FIRST)
+    first, h, begin, end = find_tile(gl.program_id(0), plan, count, H, False, ABREAST)
     if first < end:
-        tile, _ = number_of(count, H, False, HEADS_FIRST)
+        tile, _ = number_of(gl.program_id(0), count, H, False, ABREAST)
         start = begin
         if CAUSAL:
             start = first
@@ -246,6 +236,31 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
 
 
 @gluon.jit
+def _see_keys(dq, q, do, k, v, zeros, sums, n, limits, scale, ACT: gl.constexpr):
+    """The gradient of queries, with what a block of keys at n adds.
+
+    sums: log-sum-exp and delta of the queries, of a softmax; limits: the end of the keys that all of them see, and of
+    those that each sees, None where they see the whole block; zeros: of a block's scores.
+    """
+    s_layout: gl.constexpr = zeros.type.layout
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, dq.type.layout, 2)
+    BN: gl.constexpr = zeros.shape[1]
+    scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
+    dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
+    change = slopes(warpgroup_mma_wait(1, [scores]), sums[0], scale, ACT)
+    if limits is not None:
+        if n + BN > limits[0]:
+            seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < limits[1][:, None]
+            change = gl.where(seen, change, 0.0)
+    dp = warpgroup_mma_wait(0, [dots])
+    if not ACT:
+        dp = dp - sums[1][:, None]
+    ds = gl.convert_layout((change * dp).to(k.dtype), p_layout)
+    dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
+    return dq
+
+
+@gluon.jit
 def _load_rows(source, first, h, end, H, D: gl.constexpr, BM: gl.constexpr, BD: gl.constexpr, layout: gl.constexpr):
     """The events from `first` on, up to `end`, of one head of a contiguous (T, H, D): (BM, BD), in float32."""
     step = gl.arange(0, BM, gl.SliceLayout(1, layout))
@@ -280,7 +295,7 @@ def _store_terms(target, lse, delta, tile, h, count, scale):
 @launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_target, plan, count, T, factors,
-             ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr,
+             ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr,
              S: gl.constexpr):
     """The gradient of a tile of queries; on the way delta, the sum of out · grad of each, for `_keys`."""
     BM: gl.constexpr = q_desc.block_type.shape[0]
@@ -291,7 +306,7 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     io: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BD, BD // 8], [4, 1], [1, 0])
-    first, h, begin, end = find_tile(plan, count, H, CAUSAL, HEADS_FIRST)
+    first, h, begin, end = find_tile(gl.program_id(0), plan, count, H, CAUSAL, ABREAST)
     if first < end:
         blocks = count_blocks(first, begin, end, BM, BN, CAUSAL)
         q_smem, grad_smem = _buffer(q_desc, 1), _buffer(grad_desc, 1)
@@ -317,7 +332,8 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             deltas_io = gl.sum(ours * do.load(io).to(gl.float32), 1)
             if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
                 deltas_io -= gl.load(grad_lse + of_head + rows_io, mask=rows_io < end, other=0.0) * 1.4426950408889634
-            _store_terms(terms, past_io, deltas_io, number_of(count, H, CAUSAL, HEADS_FIRST)[0], h, count, factors[0])
+            tile, _ = number_of(gl.program_id(0), count, H, CAUSAL, ABREAST)
+            _store_terms(terms, past_io, deltas_io, tile, h, count, factors[0])
             past = gl.convert_layout(past_io, s_rows)
             deltas = gl.convert_layout(deltas_io, s_rows)
         rows = first + gl.arange(0, BM, s_rows)
@@ -333,7 +349,7 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             mbarrier.wait(full.index(stage), (j // S) & 1)
             k = k_smem.index(stage).reshape([BN, BD])
             v = v_smem.index(stage).reshape([BN, BD])
-            dq = see_keys(dq, q, do, k, v, zeros, (past, deltas), 0, None, factors[0], ACT)
+            dq = _see_keys(dq, q, do, k, v, zeros, (past, deltas), 0, None, factors[0], ACT)
             gl.thread_barrier()  # all warps are through with the block
             _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, begin + (j + S) * BN, h, 0)
         stage = (blocks - 1) % S
@@ -349,8 +365,8 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             sums = (past, deltas)
             if not ACT:
                 sums = (gl.convert_layout(past, rows_of), gl.convert_layout(deltas, rows_of))
-            dq = see_keys(dq, q, do, k.slice(0, BN // 2), v.slice(0, BN // 2), few, sums, n,
+            dq = _see_keys(dq, q, do, k.slice(0, BN // 2), v.slice(0, BN // 2), few, sums, n,
                           (safe, gl.convert_layout(high, rows_of)), factors[0], ACT)
         for _ in range(1 - some):
-            dq = see_keys(dq, q, do, k, v, zeros, (past, deltas), n, (safe, high), factors[0], ACT)
+            dq = _see_keys(dq, q, do, k, v, zeros, (past, deltas), n, (safe, high), factors[0], ACT)
         store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
