@@ -178,9 +178,9 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, CAUSAL: gl.
             p = gl.where(there, p, 0.0)
             change = gl.where(there, change, 0.0)
     else:
-        past = lse_smem.index(stage).load(s_cols)[None, :] + zeros
+        past, _ = gl.broadcast(lse_smem.index(stage).load(s_cols)[None, :], zeros)
+        deltas, _ = gl.broadcast(delta_smem.index(stage).load(s_cols)[None, :], zeros)
         scores = warpgroup_mma(k, q.permute([1, 0]), past, is_async=True)
-        deltas = delta_smem.index(stage).load(s_cols)[None, :] + zeros
         dots = warpgroup_mma(v, grad.permute([1, 0]), deltas, is_async=True)
         s = warpgroup_mma_wait(1, [scores])
         p = gl.exp2(s * scale)
