@@ -7,6 +7,7 @@ of keys and block j - 1 of values therefore share a barrier, here called pair j.
 - `_one_group`: a warp group of its own for each 64 queries, several on a multiprocessor, which cover for each other.
   Weights stay relative to the maxima of the block seen first, unless the sum of a row tells that others are far above;
 - `_two_groups`: 128 queries, two warp groups that take turns at the matrix units, and a warp that loads; for width 128.
+  Such a program fills a multiprocessor: it stays and draws tiles (`tiles.py`).
 
 What one tile does not need of a block at its row's end or beyond belongs to other rows or is zero, and gets weight 0.
 """
