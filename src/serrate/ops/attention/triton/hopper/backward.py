@@ -25,7 +25,7 @@ from ....launch import launched
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
 from .forward import barriers, describe, share, sigmoid, slope, store_rows, weights_of
-from .tiles import abreast, count_blocks, draw, find_tile, hear, room_for_places, stay, tell
+from .tiles import abreast, count_blocks, draw, find_tile, hear, room_for_places, send_home, stay, tell
 
 TILE = 128  # events of a tile: 64 for each of two warp groups
 
@@ -69,14 +69,6 @@ def _load_own(a_desc, b_desc, a_smem, b_smem, room, barrier, place, SLOT):
         tma.async_copy_global_to_shared(a_desc, [first + i * BM, h, 0], barrier, a_smem.index(SLOT + i))
         tma.async_copy_global_to_shared(b_desc, [first + i * BM, h, 0], barrier, b_smem.index(SLOT + i))
     mbarrier.arrive(barrier)
-
-
-@gluon.jit
-def _send_home(room, full, empty, phase):
-    """Tell the warp groups that there are no more tiles, once they have left the place where they are told."""
-    mbarrier.wait(empty, phase ^ 1)
-    tell(room, -1, 0, 0, 0)
-    mbarrier.arrive(full, count=2)
 
 
 @gluon.jit
@@ -148,7 +140,7 @@ def _load_queries(drawn, descs, sums, memory, plan, count, T, scale, H, CAUSAL: 
                 n += BN
                 i += 1
         number = draw(drawn)
-    _send_home(room.index(t & 1), own_full.index(t & 1), own_empty.index(t & 1), (t // 2) & 1)
+    send_home(room.index(t & 1), own_full.index(t & 1), own_empty.index(t & 1), (t // 2) & 1)
 
 
 @gluon.jit
@@ -309,7 +301,7 @@ def _load_keys(drawn, descs, memory, plan, count, H, CAUSAL: gl.constexpr, ABREA
                 tma.async_copy_global_to_shared(v_desc, [n, h, 0], barrier, v_smem.index(i % S))
                 i += 1
         number = draw(drawn)
-    _send_home(room.index(0), own_full.index(0), own_empty.index(0), t & 1)
+    send_home(room.index(0), own_full.index(0), own_empty.index(0), t & 1)
 
 
 @gluon.jit
@@ -333,12 +325,12 @@ def _of_scores(change, dp, deltas, dtype: gl.constexpr, ACT: gl.constexpr):
 
 
 @gluon.jit
-def _see_keys(q, do, sums, k_smem, v_smem, full, empty, i, last, place, scale, CAUSAL: gl.constexpr,
-              ACT: gl.constexpr):
+def _see_keys(q, do, sums, memory, i, last, place, scale, CAUSAL: gl.constexpr, ACT: gl.constexpr):
     """The gradient of queries, from the i-th block in the ring of buffers to the last, of which the i-th is masked.
 
     The product of a block's gradients of scores with its keys is under way with those of the next block.
     """
+    _, _, k_smem, v_smem, _, _, own_empty, full, empty = memory
     past, deltas = sums
     first, begin, end = place
     S: gl.constexpr = k_smem.shape[0]
@@ -361,7 +353,9 @@ def _see_keys(q, do, sums, k_smem, v_smem, full, empty, i, last, place, scale, C
     change = slopes(warpgroup_mma_wait(1, [scores]), past, scale, ACT)
     keys = begin + (last - i) * BN + gl.arange(0, BN, gl.SliceLayout(0, s_layout))
     change = gl.where(keys[None, :] < high[:, None], change, 0.0)
-    ds = gl.convert_layout(_of_scores(change, warpgroup_mma_wait(0, [dots]), deltas, dtype, ACT), p_layout)
+    dp = warpgroup_mma_wait(0, [dots])
+    mbarrier.arrive(own_empty.index(0))  # not before products have used q and do: a load has read nothing yet
+    ds = gl.convert_layout(_of_scores(change, dp, deltas, dtype, ACT), p_layout)
     for j in range(i + 1, last + 1):
         mbarrier.wait(full.index(j % S), (j // S) & 1)
         k = k_smem.index(j % S).reshape([BN, BD])
@@ -413,21 +407,20 @@ def _add_to_queries(memory, tensors, T, factors, H, WHICH: gl.constexpr, D: gl.c
             mbarrier.wait(full.index(i % S), (i // S) & 1)
             half = k_smem if WHICH == 0 else v_smem
             out = half.index(i % S).reshape([BM, BD]).load(q_layout)
-            mbarrier.arrive(empty.index(i % S))
-            i += 1
             deltas = gl.convert_layout(gl.sum(out.to(gl.float32) * do.to(gl.float32), 1), s_rows)
             if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
                 deltas -= gl.load(grad_lse + at, mask=rows < end, other=0.0) * 1.4426950408889634
             gl.store(delta_target + at, deltas, mask=rows < end)
+            mbarrier.arrive(empty.index(i % S))  # now that out has been used
+            i += 1
             sums = (past, deltas)
-        mbarrier.arrive(own_empty.index(0))
         last = i + count_blocks(tile, begin, end, 2 * BM, BN, CAUSAL) - 1
         if first < end:
             i = _pass_over(full, empty, i, last + 1 - i - count_blocks(first, begin, end, BM, BN, CAUSAL))
-            dq = _see_keys(q, do, sums, k_smem, v_smem, full, empty, i, last, (first, begin, end), factors[0], CAUSAL,
-                           ACT)
+            dq = _see_keys(q, do, sums, memory, i, last, (first, begin, end), factors[0], CAUSAL, ACT)
             store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)
         else:
+            mbarrier.arrive(own_empty.index(0))
             _pass_over(full, empty, i, last + 1 - i)
         i = last + 1
         t += 1

@@ -32,7 +32,7 @@ from ....launch import launched
 from ..plan import Plan, block_width
 from ..problem import CAUSAL, Problem
 from ..weigh import share_of
-from .tiles import abreast, count_blocks, draw, find_tile, hear, room_for_places, stay, tell
+from .tiles import abreast, count_blocks, draw, find_tile, hear, room_for_places, send_home, stay, tell
 
 _GROUP = 64  # queries of a warp group: what one matrix instruction takes
 
@@ -349,12 +349,14 @@ def _load(drawn, descs, memory, plan, count, H, GROUP: gl.constexpr, CAUSAL: gl.
             blocks = count_blocks(first, begin, end, 2 * BM, BN, CAUSAL)
             g = h // GROUP
             n = begin + (blocks - 1) * BN
-            mbarrier.wait(own_empty.index(0), (t & 1) ^ 1)
-            tell(room.index(0), first, h, begin, end)
-            mbarrier.expect(own_full.index(0), 2 * q_desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(q_desc, [first, h, 0], own_full.index(0), q_smem.index(0))
-            tma.async_copy_global_to_shared(q_desc, [first + BM, h, 0], own_full.index(0), q_smem.index(1))
-            mbarrier.arrive(own_full.index(0))
+            slot = t & 1
+            barrier = own_full.index(slot)
+            mbarrier.wait(own_empty.index(slot), ((t // 2) & 1) ^ 1)
+            tell(room.index(slot), first, h, begin, end)
+            mbarrier.expect(barrier, 2 * q_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(q_desc, [first, h, 0], barrier, q_smem.index(2 * slot))
+            tma.async_copy_global_to_shared(q_desc, [first + BM, h, 0], barrier, q_smem.index(2 * slot + 1))
+            mbarrier.arrive(barrier)
             t += 1
             barrier = full.index(i % S)
             mbarrier.wait(empty.index(i % S), ((i // S) & 1) ^ 1)
@@ -375,9 +377,7 @@ def _load(drawn, descs, memory, plan, count, H, GROUP: gl.constexpr, CAUSAL: gl.
             tma.async_copy_global_to_shared(v_desc, [begin, g, 0], barrier, v_smem.index((i - 1) % S))
             i += 1
         number = draw(drawn)
-    mbarrier.wait(own_empty.index(0), (t & 1) ^ 1)
-    tell(room.index(0), -1, 0, 0, 0)
-    mbarrier.arrive(own_full.index(0), count=2)
+    send_home(room.index(t & 1), own_full.index(t & 1), own_empty.index(t & 1), (t // 2) & 1)
 
 
 @gluon.jit
@@ -412,7 +412,6 @@ def _attend(memory, out, lse, T, factors, H, WHICH: gl.constexpr, DV: gl.constex
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
     zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
-    whole = q_smem.index(WHICH).reshape([BM, BD])
     t = 0
     i = 0
     mbarrier.wait(own_full.index(0), 0)
@@ -420,11 +419,11 @@ def _attend(memory, out, lse, T, factors, H, WHICH: gl.constexpr, DV: gl.constex
     while tile >= 0:
         first = tile + WHICH * BM
         blocks = count_blocks(tile, begin, end, 2 * BM, BN, CAUSAL)
+        whole = q_smem.index(2 * (t & 1) + WHICH).reshape([BM, BD])
         mbarrier.wait(full.index(i % S), (i // S) & 1)
         m, total, p = _masked_block(whole, k_smem.index(i % S).reshape([BN, BD]), None, first, end,
                                     begin + (blocks - 1) * BN, factors[0], CAUSAL, ACT, p_layout, s_rows)
         q = whole.load(q_layout)  # what comes from registers loads shared memory less, which is near its limit
-        mbarrier.arrive(own_empty.index(0))
         mbarrier.arrive(empty.index(i % S))
         i += 1
         acc = gl.full([BM, BD], 0.0, gl.float32, o_layout)
@@ -443,6 +442,7 @@ def _attend(memory, out, lse, T, factors, H, WHICH: gl.constexpr, DV: gl.constex
             if not ACT:
                 acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
             i += 1
+        mbarrier.arrive(own_empty.index(t & 1))
         mbarrier.wait(full.index(i % S), (i // S) & 1)
         values = v_smem.index((i - 1) % S).reshape([BN, BD])
         acc, p = warpgroup_mma_wait(0, [warpgroup_mma(p, values, acc, is_async=True), p])
@@ -451,8 +451,8 @@ def _attend(memory, out, lse, T, factors, H, WHICH: gl.constexpr, DV: gl.constex
         total = gl.convert_layout(gl.sum(total, 1), s_rows)
         _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
         t += 1
-        mbarrier.wait(own_full.index(0), t & 1)
-        tile, h, begin, end = hear(room.index(0))
+        mbarrier.wait(own_full.index(t & 1), (t // 2) & 1)
+        tile, h, begin, end = hear(room.index(t & 1))
 
 
 @launched
@@ -461,10 +461,10 @@ def _two_groups(drawn, q_desc, k_desc, v_desc, out, lse, plan, count, T, factors
                 GROUP: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr):
     """Attend from tiles of 128 queries, two warp groups of 64, to the keys of their row."""
     S: gl.constexpr = 2
-    q_smem = gl.allocate_shared_memory(q_desc.dtype, [2] + q_desc.block_type.shape, q_desc.layout)
+    q_smem = gl.allocate_shared_memory(q_desc.dtype, [4] + q_desc.block_type.shape, q_desc.layout)
     k_smem = gl.allocate_shared_memory(k_desc.dtype, [S] + k_desc.block_type.shape, k_desc.layout)
     v_smem = gl.allocate_shared_memory(v_desc.dtype, [S] + v_desc.block_type.shape, v_desc.layout)
-    memory = (q_smem, k_smem, v_smem, room_for_places(1), barriers(1, 2), barriers(1, 2), barriers(S, 1),
+    memory = (q_smem, k_smem, v_smem, room_for_places(2), barriers(2, 2), barriers(2, 2), barriers(S, 1),
               barriers(S, 2))
     fence_async_shared()
     gl.warp_specialize([

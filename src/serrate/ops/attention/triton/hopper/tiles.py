@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 ABREAST = 4  # heads of a tile side by side where rows are long: they stay in cache, and the last tiles are short
 
@@ -79,6 +80,14 @@ def tell(room, first, h, begin, end):
     """Write down a tile for the other warps; one that begins before 0 is none, and they go home."""
     i = gl.arange(0, 4, gl.BlockedLayout([4], [32], [1], [0]))
     room.store(gl.where(i == 0, first, gl.where(i == 1, h, gl.where(i == 2, begin, end))))
+
+
+@gluon.jit
+def send_home(room, full, empty, phase):
+    """Tell the warp groups that there are no more tiles, once they have left the place where they are told."""
+    mbarrier.wait(empty, phase ^ 1)
+    tell(room, -1, 0, 0, 0)
+    mbarrier.arrive(full, count=2)
 
 
 @gluon.jit
