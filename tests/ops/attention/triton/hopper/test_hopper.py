@@ -73,6 +73,34 @@ def test_shared_heads_and_values_of_another_width(changes):
     check("triton", case, tensors)
 
 
+@pytest.mark.parametrize("heads", [1, 3, 4, 6])
+@pytest.mark.parametrize("mask", [CAUSAL, Mask()], ids=["causal", "full"])
+@pytest.mark.parametrize("width", [64, 128])
+def test_heads_of_long_rows_side_by_side(width, mask, heads):
+    case = Case("", (1300, 0, 2200, 1025, 65, 4100), heads=heads, width=width, mask=mask)
+    check("triton", case, case.tensors(torch.bfloat16, "cuda")[:3])
+
+
+def test_programs_that_stay_begin_anew_in_a_replayed_graph():
+    case = Case("", (1300, 2200, 1025), heads=40, width=128)  # more tiles than programs
+    q, k, v = (x.requires_grad_() for x in case.tensors(torch.bfloat16, "cuda")[:3])
+    offsets = case.tensors(device="cuda")[3]
+
+    def both():
+        out = attention(q, k, v, offsets, mask=CAUSAL, implementation="triton")
+        return out, *torch.autograd.grad(out, (q, k, v), out.detach())
+
+    expected = both()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = both()
+    for _ in range(2):
+        for x in found:
+            x.detach().fill_(float("nan"))
+        graph.replay()
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
 def test_views_of_a_packed_projection():
     packed = torch.randn(700, 3, 2, 128, device="cuda", dtype=torch.bfloat16)
     q, k, v = packed.unbind(1)

@@ -30,11 +30,13 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from ....launch import launched
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
-from .backward import see_keys
-from .forward import barriers, count_blocks, describe, find_tile, share, sigmoid, slope, store_rows, weights_of
+from .backward import slopes
+from .forward import barriers, describe, share, sigmoid, slope, store_rows, weights_of
+from .tiles import abreast, count_blocks, find_tile, number_of
 
 TILE = 64  # events of a tile: what one matrix instruction takes
-TERMS = 16  # columns of `_store_terms`: the least that a product sums over
+TERMS = 5  # planes of `_store_terms`
+SUMMED = 16  # of which a product sums over no fewer: the copy engine fills the rest with zeros
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,11 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     dq, dk, dv = gradients
     events, heads, width = q.shape
     pointwise = problem.pointwise
-    terms = None if pointwise else q.new_empty((events, heads, TERMS), dtype=torch.bfloat16)
     tiles = plan.queries(TILE)
     count = tiles.shape[1]
+    terms = None if pointwise else q.new_empty((heads, TERMS, count * TILE), dtype=torch.bfloat16)
     numbers = (tiles, count, events, *weights_of(problem), heads, width, v.shape[2], problem.kind == CAUSAL,
-               plan.tiling.heads_first)
+               abreast(heads, plan.tiling.heads_first))
     size = _QUERIES
     _queries[(count * heads,)](
         describe(q, TILE), describe(grad, TILE), describe(k, size.block), describe(v, size.block), out, grad_lse, lse,
@@ -79,19 +81,23 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
 
 
 def _describe_terms(x: Tensor, block: int) -> TensorDescriptor:
-    """Describe terms `(T, H, 16)` to the copy engine."""
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [block, 1, TERMS], gl.NVMMASharedLayout(32, 16, rank=3))
+    """Describe terms `(H, 5, events of all tiles)` to the copy engine: loads of 16 planes, eleven of them 0."""
+    layout = gl.NVMMASharedLayout(128, 16, rank=3)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, SUMMED, block], layout)
 
 
 @gluon.jit
-def _load(descs, buffers, full, j, blocks, n, h):
-    """Ask for block j, at n, of each of some tensors, if there is that block."""
+def _load(descs, buffers, full, j, blocks, n, h, tile):
+    """Ask for block j, at n, of each of some tensors, if there is that block; of terms for that of a tile."""
     stage = j % full.shape[0]
     there = j < blocks
     size: gl.constexpr = _bytes(descs)
     mbarrier.expect(full.index(stage), size, pred=there)
     for i in gl.static_range(len(descs)):
-        tma.async_copy_global_to_shared(descs[i], [n, h, 0], full.index(stage), buffers[i].index(stage), pred=there)
+        at = [n, h, 0]
+        if descs[i].block_type.shape[0] == 1:
+            at = [h, 0, tile * descs[i].block_type.shape[2]]
+        tma.async_copy_global_to_shared(descs[i], at, full.index(stage), buffers[i].index(stage), pred=there)
 
 
 @gluon.constexpr_function
@@ -137,8 +143,8 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, N: gl.const
     else:
         column = gl.arange(0, 16, gl.SliceLayout(0, a_layout))[None, :] + gl.full([BM, 16], 0, gl.int32, a_layout)
         take_lse = gl.where(column < 3, 1.0, 0.0).to(gl.bfloat16)
-        take_delta = gl.where((column >= 8) & (column < 11), 1.0, 0.0).to(gl.bfloat16)
-        terms = buffers[2].index(stage).reshape([BN, 16]).slice(0, N).permute([1, 0])
+        take_delta = gl.where((column == 3) | (column == 4), 1.0, 0.0).to(gl.bfloat16)
+        terms = buffers[2].index(stage).reshape([16, BN]).slice(0, N, 1)
         scores = warpgroup_mma(take_lse, terms, zeros, use_acc=False, is_async=True)
         scores = warpgroup_mma(k, q.permute([1, 0]), scores, is_async=True)
         dots = warpgroup_mma(take_delta, terms, zeros, use_acc=False, is_async=True)
@@ -169,7 +175,7 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, N: gl.const
 @launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, plan, count, T, factors,
-          ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr,
+          ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr,
           S: gl.constexpr):
     """The gradients of a tile of keys and values, from the one range of queries that can see them."""
     BM: gl.constexpr = k_desc.block_type.shape[0]
@@ -177,11 +183,14 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
     BD: gl.constexpr = k_desc.block_type.shape[2]
     dtype: gl.constexpr = k_desc.dtype
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
-    first, h, begin, end = find_tile(plan, count, H, False, HEADS_FIRST)
+    first, h, begin, end = find_tile(gl.program_id(0), plan, count, H, False, ABREAST)
     if first < end:
+        tile, _ = number_of(gl.program_id(0), count, H, False, ABREAST)
         start = begin
         if CAUSAL:
             start = first
+        else:
+            tile -= (first - begin) // BN  # the first of the row: blocks are tiles of queries
         blocks = (end - start + BN - 1) // BN
         k_smem, v_smem = _buffer(k_desc, 1), _buffer(v_desc, 1)
         q_smem, grad_smem = _buffer(q_desc, S), _buffer(grad_desc, S)
@@ -194,9 +203,9 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
             buffers = (q_smem, grad_smem, terms_smem)
         own, full = barriers(1, 1), barriers(S, 1)
         fence_async_shared()
-        _load((k_desc, v_desc), (k_smem, v_smem), own, 0, 1, first, h)
+        _load((k_desc, v_desc), (k_smem, v_smem), own, 0, 1, first, h, tile)
         for j in gl.static_range(S):
-            _load(descs, buffers, full, j, blocks, start + j * BN, h)
+            _load(descs, buffers, full, j, blocks, start + j * BN, h, tile + j)
         dk = gl.full([BM, BD], 0.0, gl.float32, o_layout)
         dv = gl.full([BM, BD], 0.0, gl.float32, o_layout)
         mbarrier.wait(own.index(0), 0)
@@ -208,7 +217,7 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
             dk, dv = _see_queries(dk, dv, k, v, buffers, stage, start + j * BN, first, end, factors[0], BN, CAUSAL,
                                   False, ACT)
             gl.thread_barrier()  # all warps are through with the block
-            _load(descs, buffers, full, j + S, blocks, start + (j + S) * BN, h)
+            _load(descs, buffers, full, j + S, blocks, start + (j + S) * BN, h, tile + j + S)
         stage = (blocks - 1) % S
         n = start + (blocks - 1) * BN
         mbarrier.wait(full.index(stage), ((blocks - 1) // S) & 1)
@@ -227,6 +236,31 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
 
 
 @gluon.jit
+def _see_keys(dq, q, do, k, v, zeros, sums, n, limits, scale, ACT: gl.constexpr):
+    """The gradient of queries, with what a block of keys at n adds.
+
+    sums: log-sum-exp and delta of the queries, of a softmax; limits: the end of the keys that all of them see, and of
+    those that each sees, None where they see the whole block; zeros: of a block's scores.
+    """
+    s_layout: gl.constexpr = zeros.type.layout
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, dq.type.layout, 2)
+    BN: gl.constexpr = zeros.shape[1]
+    scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
+    dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
+    change = slopes(warpgroup_mma_wait(1, [scores]), sums[0], scale, ACT)
+    if limits is not None:
+        if n + BN > limits[0]:
+            seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < limits[1][:, None]
+            change = gl.where(seen, change, 0.0)
+    dp = warpgroup_mma_wait(0, [dots])
+    if not ACT:
+        dp = dp - sums[1][:, None]
+    ds = gl.convert_layout((change * dp).to(k.dtype), p_layout)
+    dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
+    return dq
+
+
+@gluon.jit
 def _load_rows(source, first, h, end, H, D: gl.constexpr, BM: gl.constexpr, BD: gl.constexpr, layout: gl.constexpr):
     """The events from `first` on, up to `end`, of one head of a contiguous (T, H, D): (BM, BD), in float32."""
     step = gl.arange(0, BM, gl.SliceLayout(1, layout))
@@ -236,31 +270,32 @@ def _load_rows(source, first, h, end, H, D: gl.constexpr, BM: gl.constexpr, BD: 
 
 
 @gluon.jit
-def _store_terms(target, lse, delta, first, h, end, H, scale):
-    """Store `-lse / scale` and `-delta` of queries as three bfloat16 terms each: target (T, H, 16).
+def _store_terms(target, lse, delta, tile, h, count, scale):
+    """Store `-lse / scale` of a tile's queries as three bfloat16 terms, `-delta` as two: target (H, 5, count tiles).
 
-    The terms of the one, which together keep 24 bits, are in columns 0 to 2, those of the other in 8 to 10.
+    Three terms keep 24 bits, two 16, of which float16 gradients of scores keep 11. The copy engine reads where eight
+    events begin, which rows do not: every tile has room of its own.
     """
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
-    step = gl.arange(0, lse.shape[0], gl.SliceLayout(1, layout))
-    column = gl.arange(0, 16, gl.SliceLayout(0, layout))
-    lse = gl.convert_layout(lse, gl.SliceLayout(1, layout))
-    delta = gl.convert_layout(delta, gl.SliceLayout(1, layout))
-    rest = gl.where((column < 8)[None, :], (-lse / scale)[:, None], (-delta)[:, None])
+    N: gl.constexpr = lse.shape[0]
+    layout: gl.constexpr = gl.BlockedLayout([1, 2], [1, 32], [4, 1], [1, 0])
+    plane = gl.arange(0, 8, gl.SliceLayout(1, layout))[:, None]
+    step = gl.arange(0, N, gl.SliceLayout(0, layout))[None, :]
+    lse = gl.convert_layout(lse, gl.SliceLayout(0, layout))
+    delta = gl.convert_layout(delta, gl.SliceLayout(0, layout))
+    rest = gl.where(plane < 3, (-lse / scale)[None, :], -delta[None, :])
     a = rest.to(gl.bfloat16)
     rest -= a.to(gl.float32)
     b = rest.to(gl.bfloat16)
     c = (rest - b.to(gl.float32)).to(gl.bfloat16)
-    part = (column % 8)[None, :]
-    terms = gl.where(part == 0, a, gl.where(part == 1, b, gl.where(part == 2, c, 0.0)))
-    at = target + gl.cast(first, gl.int64) * (H * 16) + h * 16 + (step[:, None] * (H * 16) + column[None, :])
-    gl.store(at, terms, mask=(first + step < end)[:, None])
+    terms = gl.where(plane % 3 == 0, a, gl.where(plane % 3 == 1, b, c))
+    at = target + gl.cast(h * 5 + plane, gl.int64) * (count * N) + (tile * N + step)
+    gl.store(at, terms, mask=plane < 5)
 
 
 @launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_target, plan, count, T, factors,
-             ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr,
+             ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr,
              S: gl.constexpr):
     """The gradient of a tile of queries; on the way delta, the sum of out · grad of each, for `_keys`."""
     BM: gl.constexpr = q_desc.block_type.shape[0]
@@ -271,16 +306,16 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     io: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BD, BD // 8], [4, 1], [1, 0])
-    first, h, begin, end = find_tile(plan, count, H, CAUSAL, HEADS_FIRST)
+    first, h, begin, end = find_tile(gl.program_id(0), plan, count, H, CAUSAL, ABREAST)
     if first < end:
         blocks = count_blocks(first, begin, end, BM, BN, CAUSAL)
         q_smem, grad_smem = _buffer(q_desc, 1), _buffer(grad_desc, 1)
         k_smem, v_smem = _buffer(k_desc, S), _buffer(v_desc, S)
         own, full = barriers(1, 1), barriers(S, 1)
         fence_async_shared()
-        _load((q_desc, grad_desc), (q_smem, grad_smem), own, 0, 1, first, h)
+        _load((q_desc, grad_desc), (q_smem, grad_smem), own, 0, 1, first, h, 0)
         for j in gl.static_range(S):
-            _load((k_desc, v_desc), (k_smem, v_smem), full, j, blocks, begin + j * BN, h)
+            _load((k_desc, v_desc), (k_smem, v_smem), full, j, blocks, begin + j * BN, h, 0)
         if ACT:
             past, deltas = None, None
             mbarrier.wait(own.index(0), 0)
@@ -297,7 +332,8 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             deltas_io = gl.sum(ours * do.load(io).to(gl.float32), 1)
             if grad_lse is not None:  # the log-sum-exp grows with each score by its weight
                 deltas_io -= gl.load(grad_lse + of_head + rows_io, mask=rows_io < end, other=0.0) * 1.4426950408889634
-            _store_terms(terms, past_io, deltas_io, first, h, end, H, factors[0])
+            tile, _ = number_of(gl.program_id(0), count, H, CAUSAL, ABREAST)
+            _store_terms(terms, past_io, deltas_io, tile, h, count, factors[0])
             past = gl.convert_layout(past_io, s_rows)
             deltas = gl.convert_layout(deltas_io, s_rows)
         rows = first + gl.arange(0, BM, s_rows)
@@ -313,9 +349,9 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             mbarrier.wait(full.index(stage), (j // S) & 1)
             k = k_smem.index(stage).reshape([BN, BD])
             v = v_smem.index(stage).reshape([BN, BD])
-            dq = see_keys(dq, q, do, k, v, zeros, (past, deltas), 0, None, factors[0], ACT)
+            dq = _see_keys(dq, q, do, k, v, zeros, (past, deltas), 0, None, factors[0], ACT)
             gl.thread_barrier()  # all warps are through with the block
-            _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, begin + (j + S) * BN, h)
+            _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, begin + (j + S) * BN, h, 0)
         stage = (blocks - 1) % S
         n = begin + (blocks - 1) * BN
         mbarrier.wait(full.index(stage), ((blocks - 1) // S) & 1)
@@ -329,8 +365,8 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             sums = (past, deltas)
             if not ACT:
                 sums = (gl.convert_layout(past, rows_of), gl.convert_layout(deltas, rows_of))
-            dq = see_keys(dq, q, do, k.slice(0, BN // 2), v.slice(0, BN // 2), few, sums, n,
+            dq = _see_keys(dq, q, do, k.slice(0, BN // 2), v.slice(0, BN // 2), few, sums, n,
                           (safe, gl.convert_layout(high, rows_of)), factors[0], ACT)
         for _ in range(1 - some):
-            dq = see_keys(dq, q, do, k, v, zeros, (past, deltas), n, (safe, high), factors[0], ACT)
+            dq = _see_keys(dq, q, do, k, v, zeros, (past, deltas), n, (safe, high), factors[0], ACT)
         store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)

@@ -7,6 +7,7 @@ of keys and block j - 1 of values therefore share a barrier, here called pair j.
 - `_one_group`: a warp group of its own for each 64 queries, several on a multiprocessor, which cover for each other.
   Weights stay relative to the maxima of the block seen first, unless the sum of a row tells that others are far above;
 - `_two_groups`: 128 queries, two warp groups that take turns at the matrix units, and a warp that loads; for width 128.
+  Such a program fills a multiprocessor: it stays and draws tiles (`tiles.py`).
 
 What one tile does not need of a block at its row's end or beyond belongs to other rows or is zero, and gets weight 0.
 """
@@ -31,6 +32,7 @@ from ....launch import launched
 from ..plan import Plan, block_width
 from ..problem import CAUSAL, Problem
 from ..weigh import share_of
+from .tiles import abreast, count_blocks, draw, find_tile, hear, room_for_places, send_home, stay, tell
 
 _GROUP = 64  # queries of a warp group: what one matrix instruction takes
 
@@ -44,13 +46,16 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     events, heads, _ = q.shape
     size, heads_first = plan.tiling.forward.tile, plan.tiling.heads_first
     tiles = plan.queries(size)
-    kernel = _two_groups if size == 2 * _GROUP else _one_group
     block = 128 if size == 2 * _GROUP or not heads_first else 64  # long rows are worth larger blocks
     count = tiles.shape[1]
-    kernel[(count * heads,)](
-        describe(q, _GROUP), describe(k, block), describe(v, block), *results, tiles, count, events,
-        *weights_of(problem), heads, heads // k.shape[1], v.shape[2], problem.kind == CAUSAL, heads_first,
-        num_warps=4)
+    arguments = (describe(q, _GROUP), describe(k, block), describe(v, block), *results, tiles, count, events,
+                 *weights_of(problem), heads, heads // k.shape[1], v.shape[2], problem.kind == CAUSAL,
+                 abreast(heads, heads_first))
+    if size == 2 * _GROUP:
+        programs, drawn = stay(count * heads, q.device)
+        _two_groups[(programs,)](drawn, *arguments, num_warps=4)
+    else:
+        _one_group[(count * heads,)](*arguments, num_warps=4)
 
 
 def weights_of(problem: Problem) -> tuple[tuple[float, float], int]:
@@ -65,30 +70,6 @@ def describe(x: Tensor, block: int) -> TensorDescriptor:
 
 
 # --- what both kernels do ---
-
-
-@gluon.jit
-def find_tile(plan, count, H, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
-    """Which tile this program has: its first event, its head, and where its row begins and ends."""
-    pid = gl.program_id(0)
-    if HEADS_FIRST:
-        tile = pid // H
-        h = pid % H
-    else:
-        tile = pid % count
-        h = pid // count
-    if CAUSAL:  # later tiles of a row have more to do: first
-        tile = count - 1 - tile
-    begin = gl.load(plan + count + tile)
-    return begin + gl.load(plan + tile), h, begin, gl.load(plan + 2 * count + tile)
-
-
-@gluon.jit
-def count_blocks(first, begin, end, BM: gl.constexpr, BN: gl.constexpr, CAUSAL: gl.constexpr):
-    """How many blocks of keys a tile sees."""
-    if CAUSAL:
-        end = gl.minimum(end, first + BM)
-    return (end - begin + BN - 1) // BN
 
 
 @gluon.jit
@@ -327,10 +308,10 @@ def _maxima(k_desc, memory, place, scale, GROUP: gl.constexpr, CAUSAL: gl.conste
 @launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _one_group(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, ACT: gl.constexpr, H, GROUP: gl.constexpr,
-               DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
+               DV: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr):
     """Attend from a tile of 64 queries to the keys of their row."""
     S: gl.constexpr = 2
-    place = find_tile(plan, count, H, CAUSAL, HEADS_FIRST)
+    place = find_tile(gl.program_id(0), plan, count, H, CAUSAL, ABREAST)
     first, h, begin, end = place
     if first < end:
         memory = (gl.allocate_shared_memory(q_desc.dtype, q_desc.block_type.shape, q_desc.layout),
@@ -352,37 +333,51 @@ def _one_group(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, ACT: g
 
 
 @gluon.jit
-def _load_queries(q_desc, q_smem, q_full, first, h, WHICH: gl.constexpr):
-    """Ask for the queries of one warp group."""
-    mbarrier.expect(q_full.index(WHICH), q_desc.block_type.nbytes)
-    at = first + WHICH * q_smem.shape[1]
-    tma.async_copy_global_to_shared(q_desc, [at, h, 0], q_full.index(WHICH), q_smem.index(WHICH))
-
-
-@gluon.jit
-def _load(q_desc, k_desc, v_desc, memory, place, blocks, GROUP: gl.constexpr):
-    """Load what a tile needs, each pair once both warp groups are through with what is in its place."""
-    q_smem, k_smem, v_smem, q_full, full, empty = memory
-    first, h, begin, _end = place
+def _load(drawn, descs, memory, plan, count, H, GROUP: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr):
+    """Load tiles and what they need, each pair once both warp groups are through with what is in its place."""
+    q_desc, k_desc, v_desc = descs
+    q_smem, k_smem, v_smem, room, own_full, own_empty, full, empty = memory
     S: gl.constexpr = k_smem.shape[0]
+    BM: gl.constexpr = q_smem.shape[1]
     BN: gl.constexpr = k_smem.shape[1]
-    g = h // GROUP
-    n = begin + (blocks - 1) * BN
-    _load_queries(q_desc, q_smem, q_full, first, h, 0)
-    mbarrier.expect(full.index(0), k_desc.block_type.nbytes)
-    tma.async_copy_global_to_shared(k_desc, [n, g, 0], full.index(0), k_smem.index(0))
-    _load_queries(q_desc, q_smem, q_full, first, h, 1)
-    for j in range(1, blocks):
-        barrier = full.index(j % S)
-        mbarrier.wait(empty.index(j % S), ((j // S) & 1) ^ 1)
-        mbarrier.expect(barrier, k_desc.block_type.nbytes + v_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(k_desc, [n - BN, g, 0], barrier, k_smem.index(j % S))
-        tma.async_copy_global_to_shared(v_desc, [n, g, 0], barrier, v_smem.index((j - 1) % S))
-        n -= BN
-    barrier = full.index(blocks % S)
-    mbarrier.wait(empty.index(blocks % S), ((blocks // S) & 1) ^ 1)
-    mbarrier.expect(barrier, v_desc.block_type.nbytes)
-    tma.async_copy_global_to_shared(v_desc, [begin, g, 0], barrier, v_smem.index((blocks - 1) % S))
+    number = gl.program_id(0)
+    t = 0  # tiles and pairs so far
+    i = 0
+    while number < count * H:
+        first, h, begin, end = find_tile(number, plan, count, H, CAUSAL, ABREAST)
+        if first < end:
+            blocks = count_blocks(first, begin, end, 2 * BM, BN, CAUSAL)
+            g = h // GROUP
+            n = begin + (blocks - 1) * BN
+            slot = t & 1
+            barrier = own_full.index(slot)
+            mbarrier.wait(own_empty.index(slot), ((t // 2) & 1) ^ 1)
+            tell(room.index(slot), first, h, begin, end)
+            mbarrier.expect(barrier, 2 * q_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(q_desc, [first, h, 0], barrier, q_smem.index(2 * slot))
+            tma.async_copy_global_to_shared(q_desc, [first + BM, h, 0], barrier, q_smem.index(2 * slot + 1))
+            mbarrier.arrive(barrier)
+            t += 1
+            barrier = full.index(i % S)
+            mbarrier.wait(empty.index(i % S), ((i // S) & 1) ^ 1)
+            mbarrier.expect(barrier, k_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(k_desc, [n, g, 0], barrier, k_smem.index(i % S))
+            i += 1
+            for _ in range(1, blocks):
+                barrier = full.index(i % S)
+                mbarrier.wait(empty.index(i % S), ((i // S) & 1) ^ 1)
+                mbarrier.expect(barrier, k_desc.block_type.nbytes + v_desc.block_type.nbytes)
+                tma.async_copy_global_to_shared(k_desc, [n - BN, g, 0], barrier, k_smem.index(i % S))
+                tma.async_copy_global_to_shared(v_desc, [n, g, 0], barrier, v_smem.index((i - 1) % S))
+                n -= BN
+                i += 1
+            barrier = full.index(i % S)
+            mbarrier.wait(empty.index(i % S), ((i // S) & 1) ^ 1)
+            mbarrier.expect(barrier, v_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(v_desc, [begin, g, 0], barrier, v_smem.index((i - 1) % S))
+            i += 1
+        number = draw(drawn)
+    send_home(room.index(t & 1), own_full.index(t & 1), own_empty.index(t & 1), (t // 2) & 1)
 
 
 @gluon.jit
@@ -402,67 +397,78 @@ def _weigh(s, m, total, scale, ACT: gl.constexpr):
 
 
 @gluon.jit
-def _attend(memory, place, blocks, out, lse, T, factors, H, WHICH: gl.constexpr, DV: gl.constexpr,
-            CAUSAL: gl.constexpr, ACT: gl.constexpr):
-    """Attend from one warp group's half of a tile to the keys of their row."""
-    q_smem, k_smem, v_smem, q_full, full, empty = memory
-    first, h, begin, end = place
+def _attend(memory, out, lse, T, factors, H, WHICH: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr,
+            ACT: gl.constexpr):
+    """Attend from one warp group's half of each tile to the keys of their row."""
+    q_smem, k_smem, v_smem, room, own_full, own_empty, full, empty = memory
     S: gl.constexpr = k_smem.shape[0]
     BM: gl.constexpr = q_smem.shape[1]
     BN: gl.constexpr = k_smem.shape[1]
     BD: gl.constexpr = k_smem.shape[3]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BD, 16])
+    q_layout: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
     p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
-    first += WHICH * BM
-    q = q_smem.index(WHICH).reshape([BM, BD])
-    mbarrier.wait(q_full.index(WHICH), 0)
-    mbarrier.wait(full.index(0), 0)
-    m, total, p = _masked_block(q, k_smem.index(0).reshape([BN, BD]), None, first, end, begin + (blocks - 1) * BN,
-                                factors[0], CAUSAL, ACT, p_layout, s_rows)
-    mbarrier.arrive(empty.index(0))
     zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
-    acc = gl.full([BM, BD], 0.0, gl.float32, o_layout)
-    for j in range(1, blocks):
-        mbarrier.wait(full.index(j % S), (j // S) & 1)
-        keys = k_smem.index(j % S).reshape([BN, BD]).permute([1, 0])
-        values = v_smem.index((j - 1) % S).reshape([BN, BD])
-        scores = warpgroup_mma(q, keys, zeros, use_acc=False, is_async=True)
-        sums = warpgroup_mma(p, values, acc, is_async=True)
-        s = warpgroup_mma_wait(1, [scores])
-        m, total, fresh, shrink = _weigh(s, m, total, factors[0], ACT)
-        # the assembler moves this wait up to the maxima: the other warp group's products, not ours, fill that time
-        acc, p = warpgroup_mma_wait(0, [sums, p])
-        mbarrier.arrive(empty.index(j % S))
-        p = gl.convert_layout(fresh.to(k_smem.dtype), p_layout)
-        if not ACT:
-            acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
-    mbarrier.wait(full.index(blocks % S), (blocks // S) & 1)
-    values = v_smem.index((blocks - 1) % S).reshape([BN, BD])
-    acc, p = warpgroup_mma_wait(0, [warpgroup_mma(p, values, acc, is_async=True), p])
-    total = gl.convert_layout(gl.sum(total, 1), s_rows)
-    _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
+    t = 0
+    i = 0
+    mbarrier.wait(own_full.index(0), 0)
+    tile, h, begin, end = hear(room.index(0))
+    while tile >= 0:
+        first = tile + WHICH * BM
+        blocks = count_blocks(tile, begin, end, 2 * BM, BN, CAUSAL)
+        whole = q_smem.index(2 * (t & 1) + WHICH).reshape([BM, BD])
+        mbarrier.wait(full.index(i % S), (i // S) & 1)
+        m, total, p = _masked_block(whole, k_smem.index(i % S).reshape([BN, BD]), None, first, end,
+                                    begin + (blocks - 1) * BN, factors[0], CAUSAL, ACT, p_layout, s_rows)
+        q = whole.load(q_layout)  # what comes from registers loads shared memory less, which is near its limit
+        mbarrier.arrive(empty.index(i % S))
+        i += 1
+        acc = gl.full([BM, BD], 0.0, gl.float32, o_layout)
+        for _ in range(1, blocks):
+            mbarrier.wait(full.index(i % S), (i // S) & 1)
+            keys = k_smem.index(i % S).reshape([BN, BD]).permute([1, 0])
+            values = v_smem.index((i - 1) % S).reshape([BN, BD])
+            scores = warpgroup_mma(q, keys, zeros, use_acc=False, is_async=True)
+            sums = warpgroup_mma(p, values, acc, is_async=True)
+            s = warpgroup_mma_wait(1, [scores])
+            m, total, fresh, shrink = _weigh(s, m, total, factors[0], ACT)
+            # the assembler moves this wait up to the maxima: the other warp group's products, not ours, fill that time
+            acc, p = warpgroup_mma_wait(0, [sums, p])
+            mbarrier.arrive(empty.index(i % S))
+            p = gl.convert_layout(fresh.to(k_smem.dtype), p_layout)
+            if not ACT:
+                acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
+            i += 1
+        mbarrier.arrive(own_empty.index(t & 1))
+        mbarrier.wait(full.index(i % S), (i // S) & 1)
+        values = v_smem.index((i - 1) % S).reshape([BN, BD])
+        acc, p = warpgroup_mma_wait(0, [warpgroup_mma(p, values, acc, is_async=True), p])
+        mbarrier.arrive(empty.index(i % S))
+        i += 1
+        total = gl.convert_layout(gl.sum(total, 1), s_rows)
+        _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
+        t += 1
+        mbarrier.wait(own_full.index(t & 1), (t // 2) & 1)
+        tile, h, begin, end = hear(room.index(t & 1))
 
 
 @launched
 @gluon.jit(do_not_specialize=["T", "count"])
-def _two_groups(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, ACT: gl.constexpr, H, GROUP: gl.constexpr,
-                DV: gl.constexpr, CAUSAL: gl.constexpr, HEADS_FIRST: gl.constexpr):
-    """Attend from a tile of 128 queries, two warp groups of 64, to the keys of their row."""
-    BN: gl.constexpr = k_desc.block_type.shape[0]
+def _two_groups(drawn, q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, ACT: gl.constexpr, H,
+                GROUP: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr):
+    """Attend from tiles of 128 queries, two warp groups of 64, to the keys of their row."""
     S: gl.constexpr = 2
-    place = find_tile(plan, count, H, CAUSAL, HEADS_FIRST)
-    if place[0] < place[3]:
-        blocks = count_blocks(place[0], place[2], place[3], 2 * q_desc.block_type.shape[0], BN, CAUSAL)
-        q_smem = gl.allocate_shared_memory(q_desc.dtype, [2] + q_desc.block_type.shape, q_desc.layout)
-        k_smem = gl.allocate_shared_memory(k_desc.dtype, [S] + k_desc.block_type.shape, k_desc.layout)
-        v_smem = gl.allocate_shared_memory(v_desc.dtype, [S] + v_desc.block_type.shape, v_desc.layout)
-        memory = (q_smem, k_smem, v_smem, barriers(2, 1), barriers(S, 1), barriers(S, 2))
-        fence_async_shared()
-        gl.warp_specialize([
-            (_attend, (memory, place, blocks, out, lse, T, factors, H, 0, DV, CAUSAL, ACT)),
-            (_attend, (memory, place, blocks, out, lse, T, factors, H, 1, DV, CAUSAL, ACT)),
-            (_load, (q_desc, k_desc, v_desc, memory, place, blocks, GROUP)),
-        ], [4, 1], [240, 24])
+    q_smem = gl.allocate_shared_memory(q_desc.dtype, [4] + q_desc.block_type.shape, q_desc.layout)
+    k_smem = gl.allocate_shared_memory(k_desc.dtype, [S] + k_desc.block_type.shape, k_desc.layout)
+    v_smem = gl.allocate_shared_memory(v_desc.dtype, [S] + v_desc.block_type.shape, v_desc.layout)
+    memory = (q_smem, k_smem, v_smem, room_for_places(2), barriers(2, 2), barriers(2, 2), barriers(S, 1),
+              barriers(S, 2))
+    fence_async_shared()
+    gl.warp_specialize([
+        (_attend, (memory, out, lse, T, factors, H, 0, DV, CAUSAL, ACT)),
+        (_attend, (memory, out, lse, T, factors, H, 1, DV, CAUSAL, ACT)),
+        (_load, (drawn, (q_desc, k_desc, v_desc), memory, plan, count, H, GROUP, CAUSAL, ABREAST)),
+    ], [4, 1], [240, 24])
