@@ -244,13 +244,14 @@ def test_a_row_does_not_depend_on_its_batch(name, device):
 
 
 @every_device
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("score", [-8.0, -3.0, 20.0, -150.0])
 @pytest.mark.parametrize("width", [16, 64])
 @every_implementation
-def test_weights_of_low_and_high_scores_keep_their_digits(name, width, score, device):
+def test_weights_of_low_and_high_scores_keep_their_digits(name, width, score, dtype, device):
     """Every score is the same, so there is no large weight beside which the error of a small one could hide."""
     case = Case("", (40, 3, 0, 170), width=width, activation="silu", normaliser=8.0)
-    q, k, v, _ = case.tensors(torch.float16, device)
+    q, k, v, _ = case.tensors(dtype, device)
     usable(name, case, (q, k, v))
     check(name, case, (torch.full_like(q, 0.5), torch.full_like(k, 2 * score / width), v), scale=1.0)
 

@@ -2,7 +2,7 @@
 
 The axes of events are cut into tiles by a kernel (`plan.py`), so that the host waits for nothing and the grid follows
 from the numbers of events and rows alone. Gradients are written once, by the program they belong to: no atomics, those
-of tables of bias apart, which are sums of whole numbers (`weigh.py`).
+of tables of bias apart, which are sums of whole numbers (`relative.py`).
 """
 
 import math

@@ -46,7 +46,7 @@ from .tile import (
     store_rows,
     visible,
 )
-from .weigh import activated, kind, share, slope_of
+from .weigh import activated, fast, kind, share, slope_of
 
 _TERM = torch.float32 if triton.knobs.runtime.interpret else torch.bfloat16  # which the interpreter cannot multiply
 _TERMS = 16  # columns of `_folded`: the least that a product on the matrix units sums over
@@ -57,7 +57,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     """Fill the gradients of q, k and v from those of the results, the inputs, the plan and results of the forward pass.
 
     The last stride of q, k and v is 1; `grads` of output and log-sum-exp are contiguous; there are queries and keys.
-    of_tables: where the gradients of tables add up, as `weigh.add_to_tables` takes it; None where nobody asks.
+    of_tables: where the gradients of tables add up, as `relative.add_to_tables` takes it; None where nobody asks.
     """
     q, k, v = inputs
     grad, grad_lse = grads
@@ -73,7 +73,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     heads_first = plan.tiling.heads_first
     sizes = plan.tiling.queries
     tiles, count = plan.find(True, sizes.tile)
-    numbers, of_problem = plan.numbers(q, k, v), kind(problem, heads // groups, plan.searched)
+    numbers, of_problem = plan.numbers(q, k, v), kind(problem, heads // groups, plan.searched, q.device)
     products = precision(q.dtype)
     tma = sizes.tma and describable(k, v)
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
@@ -124,7 +124,7 @@ def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin
     BDV: tl.constexpr = WIDTHS[3]
     PRECISION: tl.constexpr = HOW[0]
     BM: tl.constexpr = q.shape[0]
-    FAST: tl.constexpr = KIND[8] and q.dtype != tl.float32
+    FAST: tl.constexpr = fast(KIND[8], q.dtype)
     lowest = side[5] - n - (BN - 1)
     keys = n + tl.arange(0, BN)
     if KIND[7]:
@@ -135,7 +135,7 @@ def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin
     ready, factor = scaled(q, factors[0])
     s = product(ready, k, PRECISION)
     dp = product(do, v, PRECISION)
-    within = tl.arange(0, BM)[:, None] - tl.arange(0, BN)[None, :] + (BN - 1)
+    within = (tl.arange(0, BM) + (BN - 1))[:, None] - tl.arange(0, BN)[None, :]
     distance = within
     bucket = within
     if KIND[7]:
@@ -243,7 +243,7 @@ def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin
     BDV: tl.constexpr = WIDTHS[3]
     PRECISION: tl.constexpr = HOW[0]
     BN: tl.constexpr = k.shape[0]
-    FAST: tl.constexpr = KIND[8] and k.dtype != tl.float32
+    FAST: tl.constexpr = fast(KIND[8], k.dtype)
     m_row, shift = ends
     limit = begin + m_row
     step = m + tl.arange(0, BM)
@@ -262,7 +262,7 @@ def _key_block(k, v, dk, dv, source, lse_source, take, keys, row, m, h, H, begin
     else:
         x = product(k, ready, PRECISION) * factor
         if KIND[7]:
-            within = tl.arange(0, BM)[None, :] - tl.arange(0, BN)[:, None] + (BN - 1)
+            within = (tl.arange(0, BM) + (BN - 1))[None, :] - tl.arange(0, BN)[:, None]
             x, _ = biased(x, bias, h, room, within, stand[None, :] - side[0][:, None],
                           asked[None, :] - side[1][:, None], KIND)
         if not KIND[5]:

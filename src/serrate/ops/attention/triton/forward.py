@@ -28,7 +28,7 @@ from .tile import (
     store_rows,
     visible,
 )
-from .weigh import activated, kind, share
+from .weigh import activated, fast, kind, share
 
 
 def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequence[Tensor]) -> None:
@@ -43,7 +43,7 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     keys = (descriptor(k, sizes.block), descriptor(v, sizes.block)) if tma else (k, v)
     _forward[(count * heads,)](
         q, *keys, *results, tiles, count, *plan.numbers(q, k, v), sizes.tile, sizes.block,
-        kind(problem, heads // k.shape[1], plan.searched), (precision(q.dtype), tma, plan.tiling.heads_first),
+        kind(problem, heads // k.shape[1], plan.searched, q.device), (precision(q.dtype), tma, plan.tiling.heads_first),
         num_warps=sizes.warps, num_stages=sizes.stages)
 
 
@@ -53,11 +53,11 @@ def _block(q, m, total, acc, k_source, v_source, at, row, n, h, begin, strides, 
            INSIDE: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr):
     """Let the queries of a tile see one block of keys: the running maximum, sum and weighted values.
 
-    h: head of the keys; side: of the queries, see `weigh.queries_of_tile`.
+    h: head of the keys; side: of the queries, see `relative.queries_of_tile`.
     """
     PRECISION: tl.constexpr = HOW[0]
     BM: tl.constexpr = q.shape[0]
-    FAST: tl.constexpr = KIND[8] and q.dtype != tl.float32
+    FAST: tl.constexpr = fast(KIND[8], q.dtype)
     keys = n + tl.arange(0, BN)
     if KIND[7]:
         place, happened = key_side(bias, keys, row, begin, length, side[2])
@@ -70,7 +70,7 @@ def _block(q, m, total, acc, k_source, v_source, at, row, n, h, begin, strides, 
         s = s * scale
         scale = 1.0
     if KIND[7]:
-        within = tl.arange(0, BM)[:, None] - tl.arange(0, BN)[None, :] + (BN - 1)
+        within = (tl.arange(0, BM) + (BN - 1))[:, None] - tl.arange(0, BN)[None, :]
         s, _ = biased(s, bias, side[3], room, within, side[0][:, None] - place[None, :],
                       side[1][:, None] - happened[None, :], KIND)
     if KIND[5]:

@@ -77,7 +77,13 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     if tma and problem.plain and problem.activation <= SILU and on_hopper(q, k, v):
         return _on_hopper(width, heads_first, own_heads)
     tiling = _of_any(width, heads_first, tma, problem.kind, problem.plain and softmax)
-    return _biased(tiling, width, tma) if problem.biased else tiling
+    if not problem.biased:
+        return tiling
+    tiling = _biased(tiling, width, tma)
+    if tma and problem.plain_but_biased and problem.activation <= SILU and on_hopper(q, k, v):
+        forward = Sizes(64, 64, 4, 2, registers=168 if width == 64 else None)
+        return replace(tiling, forward=forward, hopper=(True, False))
+    return tiling
 
 
 @lru_cache

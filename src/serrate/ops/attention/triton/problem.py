@@ -57,7 +57,12 @@ class Problem(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether this is self-attention, causal or not, softmax or pointwise, with nothing else asked for."""
-        return self.self_attention and self.kind != GENERAL and self.seed is None and not self.biased
+        return self.plain_but_biased and not self.biased
+
+    @property
+    def plain_but_biased(self) -> bool:
+        """Whether this is plain, but for a bias that there may be."""
+        return self.self_attention and self.kind != GENERAL and self.seed is None
 
     @property
     def pointwise(self) -> bool:

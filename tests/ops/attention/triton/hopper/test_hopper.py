@@ -32,7 +32,8 @@ def chosen(case: Case, tensors) -> tuple[bool, bool]:
     from serrate.ops.attention.triton.problem import make_problem
 
     offsets = case.tensors(device="cuda")[3]
-    settings = Settings(case.mask, 1.0, Weights(case.activation, case.normaliser))
+    bias = case.bias(tuple(torch.atleast_2d(table) for table in case.tables("cuda")))
+    settings = Settings(case.mask, 1.0, Weights(case.activation, case.normaliser), bias)
     return tiling(make_problem(Rows(offsets, offsets, (0, 0)), settings), *tensors).hopper
 
 
@@ -60,6 +61,19 @@ def test_pointwise_weights(width, lengths, mask, normaliser, dtype):
     case = Case("", lengths, width=width, mask=mask, activation="silu", normaliser=normaliser)
     tensors = case.tensors(dtype, "cuda")[:3]
     assert chosen(case, tensors) == (True, True)
+    check("triton", case, tensors)
+
+
+@pytest.mark.parametrize("tables", [
+    {"reach": 300, "buckets": 100, "apart": True}, {"reach": 600}, {"buckets": 30}], ids=["both", "positions", "times"])
+@pytest.mark.parametrize("activation", ["softmax", "silu"])
+@pytest.mark.parametrize("mask", [CAUSAL, Mask()], ids=["causal", "full"])
+@pytest.mark.parametrize("lengths", [ODD, LONG], ids=["odd", "long"])
+@pytest.mark.parametrize("width", [40, 64, 128])
+def test_bias(width, lengths, mask, activation, tables):
+    case = Case("", lengths, width=width, mask=mask, activation=activation, **tables)
+    tensors = case.tensors(torch.bfloat16, "cuda")[:3]
+    assert chosen(case, tensors) == (True, False)
     check("triton", case, tensors)
 
 
@@ -130,7 +144,9 @@ def test_what_the_copy_engine_cannot_read_is_served_otherwise():
     check("triton", case, tuple(offset_by_one))
 
 
-def test_scores_far_apart():
-    case = Case("", ODD, width=128)
+@pytest.mark.parametrize("tables", [{}, {"reach": 50, "buckets": 50}], ids=["plain", "biased"])
+@pytest.mark.parametrize("width", [64, 128])
+def test_scores_far_apart(width, tables):
+    case = Case("", ODD, width=width, **tables)
     q, k, v = case.tensors(torch.bfloat16, "cuda")[:3]
     check("triton", case, (q * 30, k, v), extreme=True)

@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ....launch import launched
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
-from .forward import barriers, describe, share, sigmoid, slope, store_rows, weights_of
+from .forward import barriers, changed, describe, nothing, share, silu, slope, store_rows, weights_of
 from .tiles import abreast, count_blocks, draw, find_tile, hear, room_for_places, send_home, stay, tell
 
 TILE = 128  # events of a tile: 64 for each of two warp groups
@@ -161,14 +161,11 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, CAUSAL: gl.
         scores = warpgroup_mma(k, q.permute([1, 0]), zeros, use_acc=False, is_async=True)
         dots = warpgroup_mma(v, grad.permute([1, 0]), zeros, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(1, [scores])
-        y = sigmoid(s, scale)
-        x = s * scale
-        p = x * y
-        change = y + y * (x - p)
+        p, change = silu(s, scale, dtype)
         if n + BN > end:  # of a softmax, queries past the row's end have a log-sum-exp that makes it 0
             there = (n + gl.arange(0, BN, s_cols) < end)[None, :]
             p = gl.where(there, p, 0.0)
-            change = gl.where(there, change, 0.0)
+            change = gl.where(there, change, nothing(ACT))
     else:
         past, _ = gl.broadcast(lse_smem.index(stage).load(s_cols)[None, :], zeros)
         deltas, _ = gl.broadcast(delta_smem.index(stage).load(s_cols)[None, :], zeros)
@@ -182,11 +179,11 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, CAUSAL: gl.
             keys = first + gl.arange(0, BM, gl.SliceLayout(1, s_layout))
             seen = (n + gl.arange(0, BN, s_cols))[None, :] >= keys[:, None]
             p = gl.where(seen, p, 0.0)
-            change = gl.where(seen, change, 0.0)
+            change = gl.where(seen, change, nothing(ACT))
     weights = gl.convert_layout(p.to(dtype), p_layout)
     dp = warpgroup_mma_wait(0, [dots])
     dv_next = warpgroup_mma(weights, grad, dv, is_async=True)
-    ds = gl.convert_layout((change * dp).to(dtype), p_layout)
+    ds = gl.convert_layout(changed(change, dp, ACT).to(dtype), p_layout)
     dk_next = warpgroup_mma(ds, q, dk, is_async=True)
     dv, dk, weights, ds = warpgroup_mma_wait(0, [dv_next, dk_next, weights, ds])
     return dk, dv
@@ -305,12 +302,10 @@ def _load_keys(drawn, descs, memory, plan, count, H, CAUSAL: gl.constexpr, ABREA
 
 
 @gluon.jit
-def slopes(s, past, scale, ACT: gl.constexpr):
-    """What scores s multiply the gradients of weights by: softmax weights, or the slopes of pointwise ones."""
+def slopes(s, past, scale, dtype: gl.constexpr, ACT: gl.constexpr):
+    """What `changed` takes of scores s."""
     if ACT:
-        y = sigmoid(s, scale)
-        x = s * scale
-        change = y + y * (x - x * y)
+        _, change = silu(s, scale, dtype)
     else:
         change = gl.exp2(s * scale - past[:, None])
     return change
@@ -321,7 +316,7 @@ def _of_scores(change, dp, deltas, dtype: gl.constexpr, ACT: gl.constexpr):
     """The gradients of scores, from those of their weights."""
     if not ACT:
         dp = dp - deltas[:, None]
-    return (change * dp).to(dtype)
+    return changed(change, dp, ACT).to(dtype)
 
 
 @gluon.jit
@@ -350,9 +345,9 @@ def _see_keys(q, do, sums, memory, i, last, place, scale, CAUSAL: gl.constexpr, 
     v = v_smem.index(i % S).reshape([BN, BD])
     scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
     dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
-    change = slopes(warpgroup_mma_wait(1, [scores]), past, scale, ACT)
+    change = slopes(warpgroup_mma_wait(1, [scores]), past, scale, dtype, ACT)
     keys = begin + (last - i) * BN + gl.arange(0, BN, gl.SliceLayout(0, s_layout))
-    change = gl.where(keys[None, :] < high[:, None], change, 0.0)
+    change = gl.where(keys[None, :] < high[:, None], change, nothing(ACT))
     dp = warpgroup_mma_wait(0, [dots])
     mbarrier.arrive(own_empty.index(0))  # not before products have used q and do: a load has read nothing yet
     ds = gl.convert_layout(_of_scores(change, dp, deltas, dtype, ACT), p_layout)
@@ -364,7 +359,7 @@ def _see_keys(q, do, sums, memory, i, last, place, scale, CAUSAL: gl.constexpr, 
         scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
         dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
         more = warpgroup_mma(ds, before, dq, is_async=True)
-        change = slopes(warpgroup_mma_wait(2, [scores]), past, scale, ACT)
+        change = slopes(warpgroup_mma_wait(2, [scores]), past, scale, dtype, ACT)
         fresh = _of_scores(change, warpgroup_mma_wait(1, [dots]), deltas, dtype, ACT)
         dq, ds = warpgroup_mma_wait(0, [more, ds])
         mbarrier.arrive(empty.index((j - 1) % S))

@@ -31,7 +31,7 @@ from ....launch import launched
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
 from .backward import slopes
-from .forward import barriers, describe, share, sigmoid, slope, store_rows, weights_of
+from .forward import barriers, changed, describe, nothing, share, silu, slope, store_rows, weights_of
 from .tiles import abreast, count_blocks, find_tile, number_of
 
 TILE = 64  # events of a tile: what one matrix instruction takes
@@ -136,10 +136,7 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, N: gl.const
         scores = warpgroup_mma(k, q.permute([1, 0]), zeros, use_acc=False, is_async=True)
         dots = warpgroup_mma(v, grad.permute([1, 0]), zeros, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(1, [scores])
-        y = sigmoid(s, scale)
-        x = s * scale
-        p = x * y
-        change = y + y * (x - p)
+        p, change = silu(s, scale, dtype)
     else:
         column = gl.arange(0, 16, gl.SliceLayout(0, a_layout))[None, :] + gl.full([BM, 16], 0, gl.int32, a_layout)
         take_lse = gl.where(column < 3, 1.0, 0.0).to(gl.bfloat16)
@@ -158,15 +155,15 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, N: gl.const
         if (n < first + BM) | (n + N > end):
             seen = (rows[None, :] >= keys[:, None]) & (rows < end)[None, :]
             p = gl.where(seen, p, 0.0)
-            change = gl.where(seen, change, 0.0)
+            change = gl.where(seen, change, nothing(ACT))
     elif LAST:
         if n + N > end:
             p = gl.where((rows < end)[None, :], p, 0.0)
-            change = gl.where((rows < end)[None, :], change, 0.0)
+            change = gl.where((rows < end)[None, :], change, nothing(ACT))
     weights = gl.convert_layout(p.to(dtype), p_layout)
     dp = warpgroup_mma_wait(0, [dots])
     dv_next = warpgroup_mma(weights, grad, dv, is_async=True)
-    ds = gl.convert_layout((change * dp).to(dtype), p_layout)
+    ds = gl.convert_layout(changed(change, dp, ACT).to(dtype), p_layout)
     dk_next = warpgroup_mma(ds, q, dk, is_async=True)
     dv, dk, weights, ds = warpgroup_mma_wait(0, [dv_next, dk_next, weights, ds])
     return dk, dv
@@ -247,15 +244,15 @@ def _see_keys(dq, q, do, k, v, zeros, sums, n, limits, scale, ACT: gl.constexpr)
     BN: gl.constexpr = zeros.shape[1]
     scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
     dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
-    change = slopes(warpgroup_mma_wait(1, [scores]), sums[0], scale, ACT)
+    change = slopes(warpgroup_mma_wait(1, [scores]), sums[0], scale, k.dtype, ACT)
     if limits is not None:
         if n + BN > limits[0]:
             seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < limits[1][:, None]
-            change = gl.where(seen, change, 0.0)
+            change = gl.where(seen, change, nothing(ACT))
     dp = warpgroup_mma_wait(0, [dots])
     if not ACT:
         dp = dp - sums[1][:, None]
-    ds = gl.convert_layout((change * dp).to(k.dtype), p_layout)
+    ds = gl.convert_layout(changed(change, dp, ACT).to(k.dtype), p_layout)
     dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
     return dq
 
