@@ -21,6 +21,7 @@ from .relative import (
     add_to_tables,
     biased,
     fill,
+    hand_on_times,
     key_side,
     keys_of_tile,
     open_block,
@@ -115,9 +116,12 @@ def _folded(lse, delta, factor, dtype: tl.constexpr, BM: tl.constexpr):
 
 @triton.jit
 def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin, strides, length, factors, dropped,
-                 events, bias, side, tables, WIDTHS: tl.constexpr, BN: tl.constexpr, INSIDE: tl.constexpr,
+                 events, bias, side, tables, blocks, WIDTHS: tl.constexpr, BN: tl.constexpr, INSIDE: tl.constexpr,
                  KIND: tl.constexpr, HOW: tl.constexpr):
-    """Add what one block of keys gives to the gradient of a tile's queries, and to those of the tables."""
+    """Add what one block of keys gives to the gradient of a tile's queries, and to those of the tables.
+
+    blocks: how many came before.
+    """
     D: tl.constexpr = WIDTHS[0]
     DV: tl.constexpr = WIDTHS[1]
     BD: tl.constexpr = WIDTHS[2]
@@ -155,7 +159,7 @@ def _query_block(q, do, lse, delta, dq, k_source, v_source, at, row, n, h, begin
     ds = p * dp if KIND[5] else p * (dp - delta[:, None])
     if HOW[4]:
         add_to_tables(ds, tables, bias, side, lowest, within, bucket, distance, share(factors[1], row[4], KIND[6]),
-                      q.dtype == tl.float32, KIND)
+                      blocks, q.dtype == tl.float32, KIND)
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
@@ -199,11 +203,15 @@ def _backward_q(q_source, k_source, v_source, out, grad, lse_source, grad_lse, s
     g = h // KIND[4]
     for i in range(blocks[0], blocks[1]):
         dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, i * BN, g, other, strides, length,
-                          factors, dropped, events, bias, side, tables, (D, DV, BD, BDV), BN, True, KIND, HOW)
+                          factors, dropped, events, bias, side, tables, i - blocks[0], (D, DV, BD, BDV), BN, True, KIND,
+                          HOW)
     for i in range(0, blocks[2]):
         n = other_block(i, blocks, MASK) * BN
         dq = _query_block(q, do, lse, delta, dq, k_source, v_source, at, mask, n, g, other, strides, length,
-                          factors, dropped, events, bias, side, tables, (D, DV, BD, BDV), BN, False, KIND, HOW)
+                          factors, dropped, events, bias, side, tables, blocks[1] - blocks[0] + i,
+                          (D, DV, BD, BDV), BN, False, KIND, HOW)
+    if HOW[4]:
+        hand_on_times(tables, bias, side, q.dtype == tl.float32, KIND)
     store_rows(dq_target, dq * slope_of(factors, mask[4], KIND), start, h, H, limit, D, BD, BM)
 
 

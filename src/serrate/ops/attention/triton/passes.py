@@ -9,7 +9,7 @@ from ...direct import on_device_of, unit_stride
 from . import backward, few, forward, short
 from .plan import Plan, describable
 from .problem import Problem
-from .relative import Tables, bounds
+from .sums import Tables
 
 
 def compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Tensor, Tensor]) -> Plan:
@@ -60,7 +60,7 @@ def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tenso
 
         on_hopper.launch(*arguments, plan, results, gradients)
     elif of_tables:
-        tables = Tables(problem, bounds(grads, inputs, problem), inputs[0].dtype == torch.float32)
+        tables = Tables(grads, inputs, problem)
         backward.launch(*arguments, plan, results, gradients, tables.sums)
         return tables.gradients()
     else:

@@ -3,8 +3,8 @@
 A program keeps what its pairs look up in shared memory: of times the table of its head, of positions a window, which
 has the entries for the distances that a block can have. A look-up is then one load, and of positions nothing else. The
 gradients add up there too, in whole numbers, so that their order does not matter, and in columns, so that the lanes of
-a warp seldom meet; after each block they go on to global memory. This is written in assembly, as Triton has no words
-for it: two arrays that it knows nothing of, their addresses, loads, stores and additions.
+a warp seldom meet; after a block or some they go on to global memory. This is written in assembly, as Triton has no
+words for it: two arrays that it knows nothing of, their addresses, loads, stores and additions.
 
 Under the interpreter, which knows no assembly, pairs look up and add in global memory. So do targets, of positions:
 theirs do not follow from their places; and the gradients of float32, whose sums need more bits.
@@ -13,21 +13,14 @@ theirs do not follow from their places; and the gradients of float32, whose sums
 # ruff: noqa: N803, N806
 
 import ctypes
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..weights import ACTIVATIONS
-from .problem import LOG2_E, Problem
-from .weigh import share_of
-
-COPIES = 64  # of each sum, so that few programs at a time add to the same one
-_BITS = 21  # of what a pair adds to a table in shared memory, in half precision
+from .problem import Problem
 
 
 def admit(module: Any, function: int, name: str, *others: Any) -> None:
@@ -279,63 +272,6 @@ def biased(x, bias, h, place, within, distance, difference, KIND: tl.constexpr):
 # --- the gradients of tables ---
 
 
-class Tables:
-    """The sums of the gradients of a problem's tables, int64, in whole numbers of a unit that no sum can overflow.
-
-    Args:
-        problem: whose tables.
-        bounds: see `bounds`.
-        wide: whether a pair may give more than 22 bits, which shared memory has no room for: in float32.
-    """
-
-    def __init__(self, problem: Problem, bounds: tuple[Tensor, Tensor], wide: bool):
-        pair, every = bounds
-        room = 2.0**62 / every
-        unit = room if wide else torch.minimum(room, 2.0**_BITS / pair)
-        self._unit = torch.exp2(unit.log2().floor().clamp(max=100.0))
-        self._sums = []
-        self.sums = (COPIES, self._unit)
-        for table in (problem.position, problem.time):
-            if table is None:
-                self.sums += (None, 0)
-                continue
-            self._sums.append(table.new_zeros((COPIES, *table.shape), dtype=torch.int64))
-            self.sums += (self._sums[-1], table.numel())
-
-    def gradients(self) -> list[Tensor]:
-        """Return the gradient of each table, `(H, N)` or `(1, N)` float32."""
-        return [(sums.sum(0).double() / self._unit.double()).float() for sums in self._sums]
-
-
-def bounds(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor],
-           problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return bounds on what a pair adds to a table, and on the sum of that over all pairs: () float32, on the device.
-
-    Weights change 1.13 times as fast as their scores (silu, gelu) or less, of relu_squared twice the score times as
-    fast. A softmax gives a score its weight times the difference of two gradients, and that of the log-sum-exp.
-    """
-    q, k, v = inputs
-    grad, grad_lse = grads
-    pair = 2 / (1 - problem.dropout) * _longest(grad) * _longest(v)
-    if problem.activation == ACTIVATIONS.index("relu_squared"):
-        pair = pair * sum((table.abs().amax() for table in problem.tables),
-                          start=_longest(q) * _longest(k) * problem.scale)
-    if grad_lse is not None:
-        pair = pair + LOG2_E * grad_lse.abs().amax()
-    keys = problem.keys.diff().float()
-    queries = problem.queries.diff() if problem.queries is not None else q.shape[1]
-    if problem.normaliser == 0:
-        history = keys if problem.targets is None else keys - problem.targets
-        keys = keys / history.clamp(min=1)
-    pair = pair * share_of(problem)
-    return pair, pair * q.shape[-2] * (keys * queries).sum()
-
-
-def _longest(x: Tensor) -> Tensor:
-    """Return the length of the longest vector of x `(…, D)`, () float32; at least 1e-18, whose square is no 0 yet."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax().clamp(min=1e-18)
-
-
 @triton.jit
 def room_for_sums(h, WANTED: tl.constexpr, KIND: tl.constexpr):
     """Where in shared memory there are 256 sums of distances in 4 columns, then 128 of buckets in 32: int32, all 0."""
@@ -363,13 +299,15 @@ def increase(place, values):
 
 
 @triton.jit
-def of_4(place):
-    """The sum of the four int32 at each of these addresses of shared memory, which `meet` has given, int64."""
+def take_4(place):
+    """The sum of the four int32 at each of these addresses of shared memory, int64; they are set to 0."""
     return tl.inline_asm_elementwise("""{
-        .reg .b32 a, b, c, d;
+        .reg .b32 a, b, c, d; .reg .s64 e, f, g;
         ld.shared.v4.b32 {a, b, c, d}, [$1];
-        add.s32 a, a, b; add.s32 c, c, d; add.s32 a, a, c; cvt.s64.s32 $0, a;
-        }""", "=l,r", [place], dtype=tl.int64, is_pure=True, pack=1)
+        cvt.s64.s32 e, a; cvt.s64.s32 f, b; add.s64 e, e, f;
+        cvt.s64.s32 f, c; cvt.s64.s32 g, d; add.s64 f, f, g; add.s64 $0, e, f;
+        mov.b32 a, 0; st.shared.v4.b32 [$1], {a, a, a, a};
+        }""", "=l,r", [place], dtype=tl.int64, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -379,11 +317,15 @@ def lane():
 
 
 @triton.jit
-def add_to_tables(ds, tables, bias, side, lowest, within, at, distance, part, WIDE: tl.constexpr, KIND: tl.constexpr):
+def add_to_tables(ds, tables, bias, side, lowest, within, at, distance, part, blocks, WIDE: tl.constexpr,
+                  KIND: tl.constexpr):
     """Add what the pairs of a block give to the tables: ds (M, N), 0 where a pair is not seen.
 
     tables: `Tables.sums` and `room_for_sums`; side, lowest, within, distance: as of `open_block` and `biased`, which
-    has found `at`; part: what ds is multiplied by. WIDE: as of `Tables`.
+    has found `at`; part: what ds is multiplied by; blocks: how many came before. WIDE: as of `Tables`.
+
+    Those of times stay in shared memory for four blocks, from each of which a column gets 2^7 pairs, and 2^21 at most
+    from a pair; what the last blocks leave is for `hand_on_times`.
     """
     M: tl.constexpr = ds.shape[0]
     N: tl.constexpr = ds.shape[1]
@@ -393,7 +335,7 @@ def add_to_tables(ds, tables, bias, side, lowest, within, at, distance, part, WI
     copy = (tl.program_id(0) % sums[0]).to(tl.int64)
     if SHARED:  # rounded at 1.5 · 2**23, a float32 ends in its whole part
         whole = (ds + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
-        own = meet(tables[1])  # all sums of the last block are cleared
+        own = meet(tables[1])  # all sums that were handed on are 0
     else:
         whole = tl.floor(ds + 0.5).to(tl.int64)
     if sums[2] is not None:
@@ -410,27 +352,30 @@ def add_to_tables(ds, tables, bias, side, lowest, within, at, distance, part, WI
             index = tl.minimum((at - side[4]) // 4, bias[4]) if KIND[8] else at
             tl.atomic_add(target + index, whole.to(tl.int64), mask=ds != 0.0, sem="relaxed")
     if SHARED:
-        hand_on(sums, bias, side, lowest, copy, own, 128 if M + N <= 128 else 256, KIND[3])
+        own = meet(own)
+        if sums[2] is not None and not KIND[3]:
+            n = tl.arange(0, 128 if M + N <= 128 else 256)
+            found = take_4(own + 16 * n)
+            target = sums[2] + copy * sums[3] + side[3] * bias[2]
+            tl.atomic_add(target + entry(bias, lowest + n), found, mask=found != 0, sem="relaxed")
+        if sums[4] is not None and blocks % 4 == 3:
+            take_times(sums, bias, side, copy, own)
 
 
 @triton.jit
-def hand_on(sums, bias, side, lowest, copy, place, SIZE: tl.constexpr, SKEWED: tl.constexpr):
-    """Add the sums of a block to those in global memory, and begin anew."""
-    place = meet(place)
-    n = tl.arange(0, SIZE)
+def take_times(sums, bias, side, copy, place):
+    """Add the sums of buckets to those in global memory, and begin anew; each of 128 threads has its own bucket."""
     b = tl.arange(0, 128)
-    if sums[2] is not None and not SKEWED:
-        found = of_4(place + 16 * n)
-        target = sums[2] + copy * sums[3] + side[3] * bias[2]
-        tl.atomic_add(target + entry(bias, lowest + n), found, mask=found != 0, sem="relaxed")
-    if sums[4] is not None:
-        found = tl.zeros([128], tl.int64)
-        for i in tl.static_range(8):  # each thread begins elsewhere: they would all meet in the same banks
-            found += of_4(place + 4096 + 128 * b + 16 * ((b + i) & 7))
-        target = sums[4] + copy * sums[5] + side[3] * bias[5]
-        tl.atomic_add(target + tl.minimum(b, bias[4]), found, mask=found != 0, sem="relaxed")
-    place = meet(place)
-    if sums[2] is not None and not SKEWED:
-        clear(place + 16 * n)
-    if sums[4] is not None:
-        clear(place + 4096 + 16 * tl.arange(0, 1024))
+    found = tl.zeros([128], tl.int64)
+    for i in tl.static_range(8):  # each thread begins elsewhere: they would all meet in the same banks
+        found += take_4(place + 4096 + 128 * b + 16 * ((b + i) & 7))
+    target = sums[4] + copy * sums[5] + side[3] * bias[5]
+    tl.atomic_add(target + tl.minimum(b, bias[4]), found, mask=found != 0, sem="relaxed")
+
+
+@triton.jit
+def hand_on_times(tables, bias, side, WIDE: tl.constexpr, KIND: tl.constexpr):
+    """Add what is left in shared memory after the last block of a tile to the sums in global memory."""
+    sums = tables[0]
+    if KIND[8] and not WIDE and sums[4] is not None:
+        take_times(sums, bias, side, (tl.program_id(0) % sums[0]).to(tl.int64), meet(tables[1]))
