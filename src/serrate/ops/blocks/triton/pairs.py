@@ -13,7 +13,6 @@ from .rows import (
     bisections,
     block_of,
     clear_past,
-    eighth_of,
     ends_of,
     events_of,
     groups_of,
@@ -113,13 +112,13 @@ def _fill(x, y, square, a, out, offsets, blocks, P, B, steps, H, side, e_strides
         a += h * a_strides[1]
     out += h
     if length <= 64:
-        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_strides[0], 64,
+        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_strides[0], 16,
                     64)
     elif length <= 256:
-        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_strides[0], 16,
-                    256)
-    elif length <= 3072:
         _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_strides[0], 4,
+                    256)
+    elif length <= 1024:
+        _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_strides[0], 1,
                     1024)
     else:
         _fill_tiles(x, y, square, a, out, first, last, length, block, H, side, e_strides, s_strides, a_strides[0], 1,
@@ -244,17 +243,18 @@ def _sum_tiles(a, of_queries, of_keys, offsets, blocks, T, P, B, steps, H, strid
                BM: tl.constexpr, BN: tl.constexpr):
     """Of BN keys of one row and head, and each EACH-th of the eighths of its queries: the sums of either."""
     h = tl.cast(tl.program_id(0) % H, tl.int64)
-    row, begun, tile, start, length = eighth_of(offsets, tl.cast(tl.program_id(0) // H, tl.int64), T, B, steps, EACH,
-                                                BN - 8)
+    part = tl.cast(tl.program_id(0) // H, tl.int64)
+    row, first, start, length = events_of(offsets, part // EACH, T, B, steps, BN - 8)
     block, held = block_of(blocks, row, length, P)
     a += h * strides[1]
     of_queries += (block // BN + 3 * start) * H + h
     of_keys += start * H + h
+    tile = first // (BN - 8)
     first = tile * BN
     period, alike = groups_of(length, 2 * BM)
     if held == length:
         for turn in range(0, 8 // EACH):
-            turn += begun
+            turn += (part % EACH).to(tl.int32)
             own_keys = of_keys + turn * T * H
             if alike & (first < length + 7):
                 begin, end, shift = share_of(length, block, turn % period, turn // period, period, BM)

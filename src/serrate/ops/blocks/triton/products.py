@@ -1,7 +1,7 @@
 """The kernels of products with square blocks: `X Yᵀ` into a block, and a block or its transpose times events.
 
-A program owns a tile of events of one row and head, goes through the other side of the row tile by tile, and adds in
-float32. The three are each other's gradients; see `autograd.py`.
+A program owns a tile of events of one row and head and goes through the other side of the row, or an eighth of it,
+tile by tile; sums are float32. The three are each other's gradients; see `autograd.py`.
 
 Queries of a tile have pairs that begin at the same place of a word of 8, so that all are read and written by words: in
 a row of odd length these are every eighth query, then every eighth from the next one on. The order of these groups, one
@@ -25,7 +25,6 @@ from .rows import (
     bisections,
     block_of,
     clear_past,
-    eighth_of,
     ends_of,
     events_of,
     groups_of,
@@ -58,7 +57,7 @@ def _sizes(x: Tensor, rows: int, sums: bool) -> Sizes:
         return Sizes(64, 64, columns, 4, 2)
     if sums:
         return Sizes(128, 64, columns, 8 if columns == 128 else 4, 4)
-    return Sizes(64, 256, columns, 8, 3, 128)
+    return Sizes(64, 128, columns, 4, 3) if columns == 128 else Sizes(64, 256, columns, 8, 3, 128)
 
 
 def launch(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
@@ -114,16 +113,16 @@ def _products(x_source, y_source, out, offsets, blocks, T, P, B, steps, H, x_str
     """The pairs of BN keys of one row and head with each EACH-th of the eighths of its queries."""
     clear_past(out, blocks, B, P, H, 1024)
     h = tl.cast(tl.program_id(0) % H, tl.int64)
-    row, begun, tile, start, length = eighth_of(offsets, tl.cast(tl.program_id(0) // H, tl.int64), T, B, steps, EACH,
-                                                BN - 8)
+    part = tl.cast(tl.program_id(0) // H, tl.int64)
+    row, first, start, length = events_of(offsets, part // EACH, T, B, steps, BN - 8)
     block, held = block_of(blocks, row, length, P)
     x_source += start * x_strides[0] + h * x_strides[1]
     y_source += start * y_strides[0] + h * y_strides[1]
     out += h
-    first = tile * BN
+    first = first // (BN - 8) * BN
     period, alike = groups_of(length, BM)
     for turn in range(0, 8 // EACH):
-        turn += begun
+        turn += (part % EACH).to(tl.int32)
         if alike & (first < length + 7):
             _words(x_source, y_source, out, first, turn % period, turn // period, period, length, block, held, H,
                    x_strides, y_strides, D, BD, BM, BN, PRECISION)

@@ -79,20 +79,6 @@ def events_of(offsets, slot, T, B, bisections, TILE: tl.constexpr):
 
 
 @triton.jit
-def eighth_of(offsets, part, T, B, bisections, EACH: tl.constexpr, TILE: tl.constexpr):
-    """Which eighth of a row's queries and which tile of its keys a program has, of `EACH` to a slot, tiles in a row.
-
-    Row; eighth, tile; where the row begins, and its length. `EACH` is 8, or 1: then a program has all from 0 on.
-    """
-    slot = part // EACH
-    row, first, start, length = events_of(offsets, slot, T, B, bisections, TILE)
-    slot -= first // TILE
-    tiles = (start + length) // TILE + row + 1 - slot
-    part -= slot * EACH
-    return row, (part // tiles).to(tl.int32), (part % tiles).to(tl.int32), start, length
-
-
-@triton.jit
 def share_of(length, block, group, part, period, BM: tl.constexpr):
     """The queries of a part of a group, of eight parts in all: first and last, with a period between; and how far the
     pair of each lies behind the word that it begins in.

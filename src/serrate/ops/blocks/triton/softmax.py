@@ -29,7 +29,7 @@ from .rows import (
 
 _SPAN = 16384  # pairs of a program over keys
 _QUERIES, _KEYS, _TURNS = 64, 128, 8  # of a tile over queries, and how many a program has
-_REGISTERS, _STAGES = 128, 3
+_REGISTERS = 128  # of a thread over queries: fewer leave no room for a tile, more for other programs
 _SHORT, _FEW = 256, 16  # queries that a tile holds whole, of so many keys
 _AHEAD = 256  # tiles over queries that are read, more than have to be, before the first of them is read again
 
@@ -63,7 +63,7 @@ def _launch_over_queries(a: Tensor, grad: Tensor | None, offsets: Tensor, blocks
     _over_queries[(2 * (units + lag) * heads,)](
         a, grad, out, *(tops or [None]), totals, *(top or [None]), scale, done, offsets, blocks, plan, pairs, rows,
         heads, units, strips, *strides, whole, min(max(2, power_of_two(rows)), 1024), turns, _QUERIES, _KEYS, _SHORT,
-        _FEW, _STAGES, num_warps=4, maxnreg=_REGISTERS)
+        _FEW, num_warps=4, maxnreg=_REGISTERS)
 
 
 def _bounds(pairs: int, rows: int, unit: int) -> tuple[int, int, int]:
@@ -153,11 +153,11 @@ def _over_keys(a, grad, out, offsets, blocks, P, B, steps, H, a_strides, g_strid
     if grad is not None:
         grad += h * g_strides[1]
     if length <= 64:
-        _queries(a, grad, out, first, last, length, block, H, a_strides[0], g_strides[0], 32, 64)
+        _queries(a, grad, out, first, last, length, block, H, a_strides[0], g_strides[0], 16, 64)
     elif length <= 256:
-        _queries(a, grad, out, first, last, length, block, H, a_strides[0], g_strides[0], 8, 256)
+        _queries(a, grad, out, first, last, length, block, H, a_strides[0], g_strides[0], 4, 256)
     elif length <= 1024:
-        _queries(a, grad, out, first, last, length, block, H, a_strides[0], g_strides[0], 2, 1024)
+        _queries(a, grad, out, first, last, length, block, H, a_strides[0], g_strides[0], 1, 1024)
     elif length <= 2048:
         _queries(a, grad, out, first, last, length, block, H, a_strides[0], g_strides[0], 1, 2048)
     elif length <= 4096:
@@ -266,7 +266,7 @@ def _units_of(length, UNIT: tl.constexpr):
 @triton.jit(do_not_specialize=["P", "B", "units", "strips"])
 def _over_queries(a, grad, out, tops, totals, top, scale, done, offsets, blocks, plan, P, B, H, units, strips,
                   a_strides, g_strides, WHOLE: tl.constexpr, ROWS: tl.constexpr, TURNS: tl.constexpr, BM: tl.constexpr,
-                  BN: tl.constexpr, SHORT: tl.constexpr, FEW: tl.constexpr, STAGES: tl.constexpr):
+                  BN: tl.constexpr, SHORT: tl.constexpr, FEW: tl.constexpr):
     """One read of a unit of one head: some keys of a short row, and their weights; or a tile of a long one."""
     clear_past(out, blocks, B, P, H, 1024)
     h = tl.cast(tl.program_id(0) % H, tl.int64)
@@ -298,7 +298,7 @@ def _over_queries(a, grad, out, tops, totals, top, scale, done, offsets, blocks,
                 top += h * strips * BN + start
             done += h * 3 * strips + start // BN + 3 * row
             _tile_of_keys(a, grad, out, tops, totals, top, scale, done, unit - before, again, length, block, H, strips,
-                          a_strides[0], g_strides[0], WHOLE, TURNS, BM, BN, STAGES)
+                          a_strides[0], g_strides[0], WHOLE, TURNS, BM, BN)
 
 
 @triton.jit
@@ -329,8 +329,7 @@ def _whole_keys(a, grad, out, key, length, block, H, a_stride, g_stride, BM: tl.
 
 @triton.jit
 def _tile_of_keys(a, grad, out, tops, totals, top, scale, done, unit, again, length, block, H, strips, a_stride,
-                  g_stride, WHOLE: tl.constexpr, TURNS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-                  STAGES: tl.constexpr):
+                  g_stride, WHOLE: tl.constexpr, TURNS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     """What some queries of a row add to what BN keys are divided by; or, once that is known, the weights of both.
 
     They are tiles of BM queries that begin alike, and of keys from where a word of these begins, as many words after
@@ -351,7 +350,7 @@ def _tile_of_keys(a, grad, out, tops, totals, top, scale, done, unit, again, len
         there = words_at(words, shift, length, WHOLE)
         largest = tl.full([1, BM // 8, BN], float("-inf"), tl.float32)
         total = tl.zeros([1, BM // 8, BN], tl.float32)
-        for i in tl.range(first, end, BM * period, num_stages=STAGES):
+        for i in tl.range(first, end, BM * period, num_stages=3):
             base, at, inside = pairs_of(i, step, key, column, there, length, length, block, True)
             s, g = _given(a, grad, base, at, a_stride, g_stride, inside)
             largest, total = _added(s, g, largest, total, grad is None, BM, BN)
@@ -372,13 +371,12 @@ def _tile_of_keys(a, grad, out, tops, totals, top, scale, done, unit, again, len
                           TURNS * BM, BN)
     else:
         whole = (words >= (shift + 7) // 8 * 8) & (words < (shift + length) // 8 * 8)
-        polls = 0
         both = tl.where(strip < last, 2, 1)
-        while (tl.atomic_add(done + 2 * strips + strip, 0, sem="acquire") < both) & (polls < 20000):
-            polls += 1
+        while tl.atomic_add(done + 2 * strips + strip, 0, sem="acquire") < both:  # by programs that began before
+            pass
         its_top, its_scale = _divisor_of(top, scale, words - shift, whole)
         outer = (strip == 0) | (strip >= last - 1)
-        for i in tl.range(first, end, BM * period, num_stages=STAGES):
+        for i in range(first, end, BM * period):
             base, at, inside = pairs_of(i, step, key, column, whole, length, length, block, True)
             more, with_more = _tile(a, grad, base, at, a_stride, g_stride, inside)
             value = _result(more, with_more, its_top, its_scale, grad is None)
