@@ -400,7 +400,8 @@ def operator_calls(case: Case, device: str) -> dict[str, tuple]:
     rows = case.offsets(device), block_offsets(case.offsets(device))
     t, b = x[..., 0].detach().requires_grad_(), a.detach() * 2
     return {"products": (x, y, *rows, case.pairs), "matmul": (a, y, *rows, True),
-            "both_matmuls": (b, y.detach(), x.detach(), *rows), "softmax": (a, *rows, False),
+            "both_matmuls": (b, y.detach(), x.detach(), *rows), "sums": (b, *rows, x.shape[0]),
+            "softmax": (a, *rows, False),
             "softmax_backward": (b, b, *rows, False), "differences": (t, t, *rows, case.pairs),
             "multiply": (a, m, *rows), "totals": (a, b, *rows, case.longest),
             "to_padded": (a, *rows, case.longest, 0.5), "from_padded": (p, *rows, case.pairs), "offsets": rows[:1]}

@@ -24,6 +24,7 @@ class Operators:
             `offsets(offsets)`,
             `both_matmuls(a, y, x, offsets, blocks)`: the two results of `matmul`, with y and, transposed, with x,
             `softmax_backward(out, grad, offsets, blocks, over_queries)`: the gradient `(P, H)` of scores,
+            `sums(a, offsets, blocks, events)`: of `(P, H)` those over keys and those over queries, `(T, H)` each,
             `totals(a, b, offsets, blocks, side)`: for `(P, H)` each the sum over rows and heads, `(side, side)`.
         device_types: on which devices; None: all.
     """
@@ -76,6 +77,7 @@ _RESULTS: dict[str, Callable[..., Any]] = {
     "products": lambda x, y, offsets, blocks, pairs: x.new_empty((pairs, x.shape[1])),
     "matmul": lambda a, y, offsets, blocks, transposed: y.new_empty(y.shape),
     "both_matmuls": lambda a, y, x, offsets, blocks: [y.new_empty(y.shape), x.new_empty(x.shape)],
+    "sums": lambda a, offsets, blocks, events: [a.new_empty((events, a.shape[1])) for _ in range(2)],
     "softmax": lambda a, offsets, blocks, over_queries: a.new_empty(a.shape),
     "softmax_backward": lambda out, grad, offsets, blocks, over_queries: out.new_empty(out.shape),
     "differences": lambda x, y, offsets, blocks, pairs: x.new_empty((pairs, x.shape[1])),
@@ -143,15 +145,13 @@ def _of_softmax(ctx: Any, grad: Tensor, made: dict[str, Any]) -> tuple:
 
 
 def _of_differences(ctx: Any, grad: Tensor, made: dict[str, Any]) -> tuple:
-    ones = grad.new_ones((*ctx.sizes, 1))  # the sum over keys, and over queries, is a product with these
     rows, (of_x, of_y, *_) = ctx.saved_tensors, ctx.needs_input_grad
-    if of_x and of_y and not torch.is_grad_enabled():  # at once, but without a graph
-        over_keys, over_queries = made["both_matmuls"](grad, ones, ones, *rows)
-    else:
-        over_keys = made["matmul"](grad, ones, *rows, False) if of_x else None
-        over_queries = made["matmul"](grad, ones, *rows, True) if of_y else None
-    return (None if over_keys is None else over_keys.squeeze(2),
-            None if over_queries is None else -over_queries.squeeze(2), None, None, None)
+    if not torch.is_grad_enabled():  # both at once, but without a graph
+        over_keys, over_queries = made["sums"](grad, *rows, ctx.sizes[0])
+        return over_keys if of_x else None, -over_queries if of_y else None, None, None, None
+    ones = grad.new_ones((*ctx.sizes, 1))  # the sum over keys, and over queries, is a product with these
+    return (made["matmul"](grad, ones, *rows, False).squeeze(2) if of_x else None,
+            -made["matmul"](grad, ones, *rows, True).squeeze(2) if of_y else None, None, None, None)
 
 
 def _of_multiply(ctx: Any, grad: Tensor, made: dict[str, Any]) -> tuple:

@@ -90,6 +90,15 @@ def _both_matmuls(a: Tensor, y: Tensor, x: Tensor, offsets: Tensor, blocks: Tens
     return [_matmul(a, y, offsets, blocks, False), _matmul(a, x, offsets, blocks, True)]
 
 
+def _sums(a: Tensor, offsets: Tensor, blocks: Tensor, events: int) -> list[Tensor]:
+    outs = [a.new_zeros((events, a.shape[1])) for _ in range(2)]
+    for group in _groups(offsets, blocks):
+        block = _wide(group.blocks_of(a))
+        for out, axis in zip(outs, (2, 1), strict=True):
+            out[group.events] = block.sum(axis).flatten(0, 1).to(a.dtype)
+    return outs
+
+
 def _softmax(a: Tensor, offsets: Tensor, blocks: Tensor, over_queries: bool) -> Tensor:
     out, axis = _empty(a, a.shape[0], a.shape[1], blocks), 1 if over_queries else 2
     for group in _groups(offsets, blocks):
@@ -152,6 +161,6 @@ def _from_padded(padded: Tensor, offsets: Tensor, blocks: Tensor, pairs: int) ->
 
 OPERATORS = Operators("cpu", {
     "offsets": _offsets, "products": _products, "matmul": _matmul,
-    "both_matmuls": _both_matmuls, "softmax": _softmax,
+    "both_matmuls": _both_matmuls, "sums": _sums, "softmax": _softmax,
     "softmax_backward": _softmax_backward, "differences": _differences, "multiply": _multiply, "totals": _totals,
     "to_padded": _to_padded, "from_padded": _from_padded}, "cpu")

@@ -65,6 +65,15 @@ def _sums(a: Tensor, events: tuple[Tensor | None, Tensor | None], offsets: Tenso
     return found
 
 
+def _sums_of_pairs(a: Tensor, offsets: Tensor, blocks: Tensor, events: int) -> list[Tensor]:
+    from . import pairs as kernels
+
+    if not a.numel() or not events:
+        return [a.new_zeros((events, a.shape[1])) for _ in range(2)]
+    with on_device_of(a):
+        return kernels.sums(a, offsets, blocks, events)
+
+
 def _softmax(a: Tensor, offsets: Tensor, blocks: Tensor, over_queries: bool) -> Tensor:
     from . import softmax
 
@@ -141,6 +150,6 @@ def _pairs_of(like: Tensor, pairs: int, heads: int, blocks: Tensor) -> Tensor:
 
 OPERATORS = Operators("triton", {
     "offsets": _offsets, "products": _products, "matmul": _matmul,
-    "both_matmuls": _both_matmuls, "softmax": _softmax,
+    "both_matmuls": _both_matmuls, "sums": _sums_of_pairs, "softmax": _softmax,
     "softmax_backward": _softmax_backward, "differences": _differences, "multiply": _multiply, "totals": _totals,
     "to_padded": _to_padded, "from_padded": _from_padded})

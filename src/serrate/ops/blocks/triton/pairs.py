@@ -9,11 +9,25 @@ from torch import Tensor
 
 from ...launch import launched
 from ...sizes import ceil_div, power_of_two
-from .rows import bisections, block_of, clear_past, ends_of, pairs_of, period_of, queries_of, words_of
+from .rows import (
+    bisections,
+    block_of,
+    clear_past,
+    ends_of,
+    events_of,
+    groups_of,
+    pairs_of,
+    period_of,
+    queries_abreast,
+    queries_of,
+    share_of,
+    words_of,
+)
 
 _SPAN = 16384  # pairs of a program
 _CELLS = 4096  # of a tile of a padded block
 _ENOUGH = 1024  # programs to fill a device
+_QUERIES, _KEYS = 32, 256  # of a tile that is summed both ways
 
 
 def launch_differences(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
@@ -31,7 +45,7 @@ def launch_squares(a: Tensor | None, square: Tensor, offsets: Tensor, blocks: Te
 def _launch(given: tuple, strides: tuple, offsets: Tensor, blocks: Tensor, side: int, out: Tensor) -> None:
     (pairs, heads), rows = out.shape, offsets.shape[0] - 1
     _fill[((pairs // _SPAN + rows) * heads,)](*given, out, offsets, blocks, pairs, rows, bisections(offsets), heads,
-                                              side, *strides, _SPAN, num_warps=4)
+                                              side, *strides, given[3] is not None, _SPAN, num_warps=4)
 
 
 def launch_to_padded(a: Tensor, offsets: Tensor, blocks: Tensor, fill: float, out: Tensor) -> None:
@@ -50,7 +64,7 @@ def totals(a: Tensor, b: Tensor, offsets: Tensor, blocks: Tensor, side: int) -> 
 
     Where the square has too few tiles for the device, rows are summed in parts, and these in their order.
     """
-    queries, keys = 16, min(power_of_two(side), 64)
+    queries, keys = 32, min(power_of_two(side), 128)
     rows, tiles = offsets.shape[0] - 1, ceil_div(side, queries) * ceil_div(side, keys)
     parts = max(1, min(rows, _ENOUGH // tiles))
     out = torch.empty((parts, side, side), dtype=a.dtype if parts == 1 else torch.float32, device=a.device)
@@ -59,15 +73,36 @@ def totals(a: Tensor, b: Tensor, offsets: Tensor, blocks: Tensor, side: int) -> 
     return out[0] if parts == 1 else out.sum(0).to(a.dtype)
 
 
+def sums(a: Tensor, offsets: Tensor, blocks: Tensor, events: int) -> list[Tensor]:
+    """Return the sums over keys and those over queries of a `(P, H)` of any strides, both `(T, H)`, read once.
+
+    Sums of tiles are float32, and added in their order by a second kernel.
+    """
+    (pairs, heads), rows = a.shape, offsets.shape[0] - 1
+    of_queries = torch.empty((pairs // _KEYS + 3 * events) * heads, dtype=torch.float32, device=a.device)
+    of_keys = torch.empty(8 * events * heads, dtype=torch.float32, device=a.device)
+    outs = [a.new_empty((events, heads)) for _ in range(2)]
+    each = 8 if events > 64 * rows else 1
+    _sum_tiles[((events // (_KEYS - 8) + rows) * each * heads,)](
+        a, of_queries, of_keys, offsets, blocks, events, pairs, rows, bisections(offsets), heads, a.stride(), each,
+        _QUERIES, _KEYS, num_warps=4)
+    _add_tiles[((events // _KEYS + rows) * heads,)](of_queries, of_keys, *outs, offsets, blocks, events, pairs, rows,
+                                                    bisections(offsets), heads, _QUERIES, _KEYS, num_warps=4)
+    return outs
+
+
 @launched
 @triton.jit(do_not_specialize=["P", "B", "steps", "side"])
 def _fill(x, y, square, a, out, offsets, blocks, P, B, steps, H, side, e_strides, s_strides, a_strides,
-          SPAN: tl.constexpr):
-    """The pairs of some queries of one row and head, about SPAN of them."""
+          SHARED: tl.constexpr, SPAN: tl.constexpr):
+    """The pairs of some queries of one row and head, about SPAN of them; of a square that rows share, in its order."""
     clear_past(out, blocks, B, P, H, 1024)
     h = tl.cast(tl.program_id(0) % H, tl.int64)
     slot = tl.cast(tl.program_id(0) // H, tl.int64)
-    row, first, last, start, length, block = queries_of(offsets, blocks, slot, P, B, steps, SPAN)
+    if SHARED:
+        row, first, last, start, length, block = queries_abreast(offsets, blocks, slot, P, B, steps, SPAN, 16)
+    else:
+        row, first, last, start, length, block = queries_of(offsets, blocks, slot, P, B, steps, SPAN)
     if square is None:
         x += start * e_strides[0] + h * e_strides[1]
         y += start * e_strides[2] + h * e_strides[3]
@@ -178,12 +213,113 @@ def _total(a, b, out, offsets, blocks, P, B, H, side, each, a_strides, b_strides
     total = tl.zeros([BM, BN], tl.float32)
     for row in range(part * each, tl.minimum((part + 1) * each, B)):
         length = (tl.load(offsets + row + 1) - tl.load(offsets + row)).to(tl.int32)
-        if first < length:
+        if tl.maximum(first, tile % across * BN) < length:
             block, held = block_of(blocks, row, length, P)
-            base, at, inside = pairs_of(first, step, 0, keys, keys < length, held, length, block, False)
-            for h in range(H):
-                left = tl.load(a + base * a_strides[0] + h * a_strides[1] + at * a_strides[0], mask=inside, other=0.0)
-                right = tl.load(b + base * b_strides[0] + h * b_strides[1] + at * b_strides[0], mask=inside, other=0.0)
-                total += left.to(tl.float32) * right.to(tl.float32)
+            if (length % 8 == 0) & (block % 8 == 0):
+                total = _add_products(total, a, b, first, step, keys, keys < length // 8 * 8, held, length, block, H,
+                                      a_strides, b_strides, True)
+            else:
+                total = _add_products(total, a, b, first, step, keys, keys < length, held, length, block, H, a_strides,
+                                      b_strides, False)
     at = out + (tl.cast(part, tl.int64) * side + first) * side + (step * side)[:, None] + keys[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=(first + step < side)[:, None] & (keys < side)[None, :])
+
+
+@triton.jit
+def _add_products(total, a, b, first, step, keys, there, held, length, block, H, a_strides, b_strides,
+                  WORDS: tl.constexpr):
+    """The sums with the products of the pairs of one more row, of all heads."""
+    base, at, inside = pairs_of(first, step, 0, keys, there, held, length, block, WORDS)
+    for h in range(H):
+        left = tl.load(a + base * a_strides[0] + h * a_strides[1] + at * a_strides[0], mask=inside, other=0.0)
+        right = tl.load(b + base * b_strides[0] + h * b_strides[1] + at * b_strides[0], mask=inside, other=0.0)
+        total += left.to(tl.float32) * right.to(tl.float32)
+    return total
+
+
+@launched
+@triton.jit(do_not_specialize=["T", "P", "B", "steps"])
+def _sum_tiles(a, of_queries, of_keys, offsets, blocks, T, P, B, steps, H, strides, EACH: tl.constexpr,
+               BM: tl.constexpr, BN: tl.constexpr):
+    """Of BN keys of one row and head, and each EACH-th of the eighths of its queries: the sums of either."""
+    h = tl.cast(tl.program_id(0) % H, tl.int64)
+    part = tl.cast(tl.program_id(0) // H, tl.int64)
+    row, first, start, length = events_of(offsets, part // EACH, T, B, steps, BN - 8)
+    block, held = block_of(blocks, row, length, P)
+    a += h * strides[1]
+    of_queries += (block // BN + 3 * start) * H + h
+    of_keys += start * H + h
+    tile = first // (BN - 8)
+    first = tile * BN
+    period, alike = groups_of(length, 2 * BM)
+    if held == length:
+        for turn in range(0, 8 // EACH):
+            turn += (part % EACH).to(tl.int32)
+            own_keys = of_keys + turn * T * H
+            if alike & (first < length + 7):
+                begin, end, shift = share_of(length, block, turn % period, turn // period, period, BM)
+                words = first + tl.arange(0, BN)
+                whole = (words >= (shift + 7) // 8 * 8) & (words < (shift + length) // 8 * 8)
+                _sum_words(a, of_queries + tl.cast(tile, tl.int64) * length * H, own_keys, begin, end, period,
+                           first - shift, tl.arange(0, BN), whole, length, block, held, H, strides[0], BM, BN, True)
+                head, count = words_of(shift, length)
+                if (first == 0) & (count < length):
+                    ends, there = ends_of(head, count, length)
+                    tiles = tl.cast(tl.cdiv(length + 7, BN), tl.int64)
+                    _sum_words(a, of_queries + tiles * length * H, own_keys, begin, end, period, 0, ends, there, length,
+                               block, held, H, strides[0], BM, 16, False)
+            elif (turn * 2 * BM < length) & (first == 0):
+                _sum_short(a, of_queries, own_keys, turn * 2 * BM, length, block, held, H, strides[0], 2 * BM, 32)
+
+
+@triton.jit
+def _sum_words(a, of_queries, of_keys, begin, end, period, key, columns, there, length, block, held, H, stride,
+               BM: tl.constexpr, BN: tl.constexpr, WORDS: tl.constexpr):
+    """The sums of some queries, that begin alike, over BN keys, and of these keys over the queries."""
+    step = tl.arange(0, BM) * period
+    total = tl.zeros([BM // 8, BN], tl.float32)
+    for i in tl.range(begin, end, BM * period, num_stages=3):
+        base, at, inside = pairs_of(i, step, key, columns, there, tl.minimum(end, held), length, block, WORDS)
+        s = tl.load(a + base * stride + at * stride, mask=inside, other=0.0).to(tl.float32)
+        tl.store(of_queries + tl.cast(i, tl.int64) * H + step * H, tl.sum(s, 1), mask=i + step < end)
+        total += tl.sum(s.reshape([8, BM // 8, BN]), 0)  # over queries that a thread has
+    tl.store(of_keys + (key + columns).to(tl.int64) * H, tl.sum(total, 0), mask=there)
+
+
+@triton.jit
+def _sum_short(a, of_queries, of_keys, first, length, block, held, H, stride, BM: tl.constexpr, BN: tl.constexpr):
+    """The sums of BM queries over all keys, and of all keys over these queries, pair by pair."""
+    step = tl.arange(0, BM)
+    columns = tl.arange(0, BN)
+    total = tl.zeros([BM], tl.float32)
+    for n in range(0, length, BN):
+        base, at, inside = pairs_of(first, step, n, columns, columns < length - n, held, length, block, False)
+        s = tl.load(a + base * stride + at * stride, mask=inside, other=0.0).to(tl.float32)
+        total += tl.sum(s, 1)
+        tl.store(of_keys + (n + columns) * H, tl.sum(s, 0), mask=columns < length - n)
+    tl.store(of_queries + (first + step) * H, total, mask=first + step < length)
+
+
+@launched
+@triton.jit(do_not_specialize=["T", "P", "B", "steps"])
+def _add_tiles(of_queries, of_keys, over_keys, over_queries, offsets, blocks, T, P, B, steps, H, BM: tl.constexpr,
+               BN: tl.constexpr):
+    """The sums of BN events of one row and head, from those of tiles."""
+    h = tl.cast(tl.program_id(0) % H, tl.int64)
+    row, first, start, length = events_of(offsets, tl.cast(tl.program_id(0) // H, tl.int64), T, B, steps, BN)
+    if first < length:
+        block, held = block_of(blocks, row, length, P)
+        event = first + tl.arange(0, BN)
+        inside = event < held
+        _, alike = groups_of(length, 2 * BM)
+        tiles = tl.where(alike, tl.cdiv(length + 7, BN) + ((length % 8 > 0) | (block % 8 > 0)).to(tl.int32), 1)
+        of_queries += (block // BN + 3 * start) * H + h
+        total = tl.zeros([BN], tl.float32)
+        for n in range(0, tiles):
+            total += tl.load(of_queries + (tl.cast(n, tl.int64) * length + event) * H, mask=inside, other=0.0)
+        at = (start + event) * H + h
+        tl.store(over_keys + at, total.to(over_keys.dtype.element_ty), mask=inside)
+        total = tl.zeros([BN], tl.float32)
+        for n in range(0, tl.where(alike, 8, tl.cdiv(length, 2 * BM))):
+            total += tl.load(of_keys + tl.cast(n, tl.int64) * T * H + at, mask=inside, other=0.0)
+        tl.store(over_queries + at, total.to(over_queries.dtype.element_ty), mask=inside)

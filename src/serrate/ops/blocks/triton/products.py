@@ -1,7 +1,7 @@
 """The kernels of products with square blocks: `X Yᵀ` into a block, and a block or its transpose times events.
 
-A program owns a tile of events of one row and head, goes through the other side of the row tile by tile, and adds in
-float32. The three are each other's gradients; see `autograd.py`.
+A program owns a tile of events of one row and head and goes through the other side of the row, or an eighth of it,
+tile by tile; sums are float32. The three are each other's gradients; see `autograd.py`.
 
 Queries of a tile have pairs that begin at the same place of a word of 8, so that all are read and written by words: in
 a row of odd length these are every eighth query, then every eighth from the next one on. The order of these groups, one
@@ -27,24 +27,24 @@ from .rows import (
     clear_past,
     ends_of,
     events_of,
+    groups_of,
     pairs_of,
-    period_of,
+    share_of,
     whole_words,
     words_at,
     words_of,
 )
 
-_BESIDE = 8  # keys at the end of a tile that some queries have not: the tile of another has them too
-
 
 class Sizes(NamedTuple):
-    """Events of a tile, of the blocks it goes through, columns at once, warps, stages."""
+    """Events of a tile, of the blocks it goes through, columns at once, warps, stages, registers at most."""
 
     tile: int
     block: int
     columns: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 def _sizes(x: Tensor, rows: int, sums: bool) -> Sizes:
@@ -55,19 +55,20 @@ def _sizes(x: Tensor, rows: int, sums: bool) -> Sizes:
     columns = columns if columns <= 128 else 64
     if x.shape[0] <= 64 * rows:
         return Sizes(64, 64, columns, 4, 2)
-    if columns == 128:
-        return Sizes(128, 64 if sums else 128, columns, 8, 4 if sums else 3)
-    return Sizes(128, 64, columns, 4, 3) if sums else Sizes(64, 128, columns, 4, 3)
+    if sums:
+        return Sizes(128, 64, columns, 8 if columns == 128 else 4, 4)
+    return Sizes(64, 128, columns, 4, 3) if columns == 128 else Sizes(64, 256, columns, 8, 3, 128)
 
 
 def launch(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
     """Fill `out` `(P, H)`, contiguous, from x and y `(T, H, D)`. The last stride of these is 1."""
     (events, heads, width), rows = x.shape, offsets.shape[0] - 1
     sizes = _sizes(x, rows, sums=False)
-    _products[((events // sizes.tile + rows) * heads,)](
+    each = 8 if events > 64 * rows else 1
+    _products[((events // (sizes.block - 8) + rows) * each * heads,)](
         x, y, out, offsets, blocks, events, out.shape[0], rows, bisections(offsets), heads, x.stride()[:2],
-        y.stride()[:2], width, sizes.columns, sizes.tile, sizes.block, precision(x.dtype), num_warps=sizes.warps,
-        num_stages=sizes.stages)
+        y.stride()[:2], width, sizes.columns, sizes.tile, sizes.block, each, precision(x.dtype), num_warps=sizes.warps,
+        num_stages=sizes.stages, maxnreg=sizes.registers)
 
 
 def launch_sums(a: Tensor, events: tuple[Tensor | None, Tensor | None], offsets: Tensor, blocks: Tensor,
@@ -79,12 +80,11 @@ def launch_sums(a: Tensor, events: tuple[Tensor | None, Tensor | None], offsets:
     given = next(each for each in events if each is not None)
     (count, heads, width), rows = given.shape, offsets.shape[0] - 1
     sizes = _sizes(given, rows, sums=True)
-    slots = count // (sizes.tile if outs[1] is None else sizes.tile - _BESIDE) + rows
     sides = sum(out is not None for out in outs)
-    _sums[(slots * heads * ceil_div(width, sizes.columns) * sides,)](
+    _sums[((count // (sizes.tile // 2) + rows) * heads * ceil_div(width, sizes.columns) * sides,)](
         a, *events, *outs, offsets, blocks, count, a.shape[0], rows, bisections(offsets), heads, a.stride(),
         *((0, 0) if each is None else each.stride()[:2] for each in events), whole_words(a), width, sizes.columns,
-        sizes.tile, sizes.block, _BESIDE, precision(given.dtype), num_warps=sizes.warps, num_stages=sizes.stages)
+        sizes.tile, sizes.block, precision(given.dtype), num_warps=sizes.warps, num_stages=sizes.stages)
 
 
 @triton.jit
@@ -95,70 +95,100 @@ def _events(source, first, steps, there, d, strides, D: tl.constexpr):
 
 
 @triton.jit
-def _groups_of(length, TILE: tl.constexpr):
-    """Every how many queries one is taken of a row, how many are then in a group, and whether these begin alike."""
-    period = period_of(length)
-    alike = (period == 1) | (length >= TILE // 2 * period)
-    period = tl.where(alike, period, 1)
-    return period, tl.cdiv(length, period), alike
+def _places_of(length, BM: tl.constexpr):
+    """Every how many queries of a row one is taken, how many places these have, and whether they begin alike.
+
+    A row has a program for each BM // 2 events: groups fill their tiles where these are enough.
+    """
+    period, alike = groups_of(length, BM)
+    each = tl.cdiv(length, period)
+    tiles = tl.cdiv(each, BM)
+    return period, tl.where(period * tiles <= length // (BM // 2) + 1, tiles * BM, each), alike
 
 
 @launched
 @triton.jit(do_not_specialize=["T", "P", "B", "steps"])
 def _products(x_source, y_source, out, offsets, blocks, T, P, B, steps, H, x_strides, y_strides, D: tl.constexpr,
-              BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):
-    """The pairs of BM queries of one row and head with all keys."""
+              BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EACH: tl.constexpr, PRECISION: tl.constexpr):
+    """The pairs of BN keys of one row and head with each EACH-th of the eighths of its queries."""
     clear_past(out, blocks, B, P, H, 1024)
     h = tl.cast(tl.program_id(0) % H, tl.int64)
-    row, first, start, length = events_of(offsets, tl.cast(tl.program_id(0) // H, tl.int64), T, B, steps, BM)
+    part = tl.cast(tl.program_id(0) // H, tl.int64)
+    row, first, start, length = events_of(offsets, part // EACH, T, B, steps, BN - 8)
     block, held = block_of(blocks, row, length, P)
-    x_source += h * x_strides[1]
-    y_source += h * y_strides[1]
+    x_source += start * x_strides[0] + h * x_strides[1]
+    y_source += start * y_strides[0] + h * y_strides[1]
     out += h
-    if first < length:
-        period, each, alike = _groups_of(length, BM)
-        place = first + tl.arange(0, BM)
-        queries = tl.where(place < each * period, place % each * period + place // each, length)
-        columns = tl.arange(0, BN)
-        x = _events(x_source, start, queries.to(tl.int64), queries < length, tl.arange(0, BD), x_strides, D)
-        if alike:
-            for group in range(first // each, tl.minimum((first + BM - 1) // each + 1, period)):
-                begin = tl.maximum(first - group * each, 0) * period + group
-                own = tl.where(place // each == group, queries, length)
-                head, count = words_of(block + tl.cast(begin, tl.int64) * length, length)
-                for n in range(0, count, BN):
-                    _multiply(x, x_source, y_source, out, begin, own, head + n, columns, columns < count - n, start,
-                              length, block, held, H, x_strides, y_strides, D, BD, PRECISION, True)
-                if count < length:
-                    ends, are_there = ends_of(head, count, length)
-                    _multiply(x, x_source, y_source, out, begin, own, 0, ends, are_there, start, length, block, held,
-                              H, x_strides, y_strides, D, BD, PRECISION, False)
-        else:
-            for n in range(0, length, BN):
-                _multiply(x, x_source, y_source, out, first, queries, n, columns, columns < length - n, start, length,
-                          block, held, H, x_strides, y_strides, D, BD, PRECISION, False)
+    first = first // (BN - 8) * BN
+    period, alike = groups_of(length, BM)
+    for turn in range(0, 8 // EACH):
+        turn += (part % EACH).to(tl.int32)
+        if alike & (first < length + 7):
+            _words(x_source, y_source, out, first, turn % period, turn // period, period, length, block, held, H,
+                   x_strides, y_strides, D, BD, BM, BN, PRECISION)
+        elif turn * BM < length:
+            queries = turn * BM + tl.arange(0, BM)
+            few = tl.arange(0, 32)
+            for n in range(first, tl.minimum(first + BN, length), 32):
+                s = _multiplied(x_source, y_source, queries, queries < length, n, few, few < length - n, x_strides,
+                                y_strides, D, BD, PRECISION)
+                base, at, inside = pairs_of(turn * BM, tl.arange(0, BM), n, few, few < length - n, held, length, block,
+                                            False)
+                tl.store(out + base * H + at * H, s.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _multiply(x, x_source, y_source, out, first, queries, key, columns, there, start, length, block, held, H,
-              x_strides, y_strides, D: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr, WORDS: tl.constexpr):
-    """The pairs of queries with the keys `key + columns`."""
+def _words(x_source, y_source, out, first, group, part, period, length, block, held, H, x_strides, y_strides,
+           D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):
+    """The pairs of a part of a group of queries with the keys of BN places, the first one's words, and what is beside.
+
+    Places are counted from where the word begins that has the first pair of a query.
+    """
+    begin, end, shift = share_of(length, block, group, part, period, BM)
+    column = tl.arange(0, BN)
+    there = (first + column >= (shift + 7) // 8 * 8) & (first + column < (shift + length) // 8 * 8)
     d = tl.arange(0, BD)
-    y = _events(y_source, start + key, columns, there, d, y_strides, D)
+    y = _events(y_source, first - shift, column, there, d, y_strides, D)
+    step = tl.arange(0, BM) * period
+    for i in range(begin, end, BM * period):
+        if D <= BD:  # keys stay where they are while queries pass by
+            x = _events(x_source, i, step, i + step < length, d, x_strides, D)
+            s = tl.dot(x, y.T, input_precision=PRECISION)
+        else:
+            s = _multiplied(x_source, y_source, i + step, i + step < length, first - shift, column, there, x_strides,
+                            y_strides, D, BD, PRECISION)
+        base, at, inside = pairs_of(i, step, first - shift, column, there, tl.minimum(end, held), length, block, True)
+        tl.store(out + base * H + at * H, s.to(out.dtype.element_ty), mask=inside)
+    head, count = words_of(shift, length)
+    if (first == 0) & (count < length):
+        ends, are_there = ends_of(head, count, length)
+        for i in range(begin, end, BM * period):
+            s = _multiplied(x_source, y_source, i + step, i + step < length, 0, ends, are_there, x_strides, y_strides,
+                            D, BD, PRECISION)
+            base, at, inside = pairs_of(i, step, 0, ends, are_there, tl.minimum(end, held), length, block, False)
+            tl.store(out + base * H + at * H, s.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _multiplied(x_source, y_source, queries, are_there, key, columns, there, x_strides, y_strides, D: tl.constexpr,
+                BD: tl.constexpr, PRECISION: tl.constexpr):
+    """The products of queries and the keys `key + columns`."""
+    d = tl.arange(0, BD)
+    x = _events(x_source, 0, queries, are_there, d, x_strides, D)
+    y = _events(y_source, key, columns, there, d, y_strides, D)
     s = tl.dot(x, y.T, input_precision=PRECISION)
     for more in range(BD, D, BD):  # of wide events
-        x = _events(x_source, start, queries.to(tl.int64), queries < length, more + d, x_strides, D)
-        y = _events(y_source, start + key, columns, there, more + d, y_strides, D)
+        x = _events(x_source, 0, queries, are_there, more + d, x_strides, D)
+        y = _events(y_source, key, columns, there, more + d, y_strides, D)
         s = tl.dot(x, y.T, s, input_precision=PRECISION)
-    base, at, inside = pairs_of(first, queries - first, key, columns, there, held, length, block, WORDS)
-    tl.store(out + base * H + at * H, s.to(out.dtype.element_ty), mask=inside)
+    return s
 
 
 @launched
 @triton.jit(do_not_specialize=["T", "P", "B", "steps"])
 def _sums(a, keys, queries, of_queries, of_keys, offsets, blocks, T, P, B, steps, H, a_strides, k_strides, q_strides,
           WHOLE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-          BESIDE: tl.constexpr, PRECISION: tl.constexpr):
+          PRECISION: tl.constexpr):
     """BD columns of the sums of some events of one row and head: of queries over keys, or of keys over queries.
 
     Where both are asked for, the programs of either kind take turns.
@@ -169,13 +199,13 @@ def _sums(a, keys, queries, of_queries, of_keys, offsets, blocks, T, P, B, steps
                          BN, PRECISION)
     elif of_queries is None:
         _sums_of_keys(pid, a, queries, of_keys, offsets, blocks, T, P, B, steps, H, a_strides, q_strides, WHOLE, D, BD,
-                      BM, BN, BM - BESIDE, PRECISION)
+                      BM, BN, PRECISION)
     elif pid % 2 == 0:
         _sums_of_queries(pid // 2, a, keys, of_queries, offsets, blocks, T, P, B, steps, H, a_strides, k_strides, D,
                          BD, BM, BN, PRECISION)
     else:
         _sums_of_keys(pid // 2, a, queries, of_keys, offsets, blocks, T, P, B, steps, H, a_strides, q_strides, WHOLE,
-                      D, BD, BM, BN, BM - BESIDE, PRECISION)
+                      D, BD, BM, BN, PRECISION)
 
 
 @triton.jit
@@ -186,17 +216,18 @@ def _sums_of_queries(pid, a_source, y_source, out, offsets, blocks, T, P, B, ste
     part = pid % (H * CHUNKS)
     h = tl.cast(part % H, tl.int64)
     d = part // H * BD + tl.arange(0, BD)
-    row, first, start, length = events_of(offsets, tl.cast(pid // (H * CHUNKS), tl.int64), T, B, steps, BM)
+    row, first, start, length = events_of(offsets, tl.cast(pid // (H * CHUNKS), tl.int64), T, B, steps, BM // 2)
     block, held = block_of(blocks, row, length, P)
     a_source += h * a_strides[1]
     y_source += h * y_strides[1]
-    if first < length:
-        period, each, alike = _groups_of(length, BM)
+    period, each, alike = _places_of(length, BM)
+    first *= 2
+    if first < each * period:
         place = first + tl.arange(0, BM)
         queries = tl.where(place < each * period, place % each * period + place // each, length)
-        columns = tl.arange(0, BN)
         total = tl.zeros([BM, BD], tl.float32)
         if alike:
+            columns = tl.arange(0, BN)
             for group in range(first // each, tl.minimum((first + BM - 1) // each + 1, period)):
                 begin = tl.maximum(first - group * each, 0) * period + group
                 own = tl.where(place // each == group, queries, length)
@@ -214,10 +245,11 @@ def _sums_of_queries(pid, a_source, y_source, out, offsets, blocks, T, P, B, ste
                     y = _events(y_source, start, ends, there, d, y_strides, D)
                     total = tl.dot(a, y, total, input_precision=PRECISION)
         else:
-            for n in range(0, length, BN):
-                a = _pairs(a_source, first, queries - first, n, columns, columns < length - n, held, length, block,
+            few = tl.arange(0, 16)
+            for n in range(0, length, 16):
+                a = _pairs(a_source, first, queries - first, n, few, few < length - n, held, length, block,
                            a_strides[0], False)
-                y = _events(y_source, start + n, columns, columns < length - n, d, y_strides, D)
+                y = _events(y_source, start + n, few, few < length - n, d, y_strides, D)
                 total = tl.dot(a, y, total, input_precision=PRECISION)
         at = out + ((start + queries) * H + h)[:, None] * D + d[None, :]
         tl.store(at, total.to(out.dtype.element_ty), mask=(queries < length)[:, None] & (d < D)[None, :])
@@ -226,31 +258,35 @@ def _sums_of_queries(pid, a_source, y_source, out, offsets, blocks, T, P, B, ste
 @triton.jit
 def _sums_of_keys(pid, a_source, y_source, out, offsets, blocks, T, P, B, steps, H, a_strides, y_strides,
                   WHOLE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-                  TILE: tl.constexpr, PRECISION: tl.constexpr):
-    """The sums of TILE keys over all queries, backwards from the one at the place of the first key.
+                  PRECISION: tl.constexpr):
+    """The sums of BM keys, or of BM - 8, over all queries, backwards from the one at the place of the first key.
 
     So programs of both kinds that run side by side come to the same pairs at the same time, one of them from a cache.
     Queries that begin alike are summed together, in words; then which key a word begins with differs from one such
-    group of queries to another, by less than 8, and so does where the sum of a key is found.
+    group of queries to another, by less than 8, and so does where the sum of a key is found. Where all pairs of a row
+    begin with a word it does not, and BM keys are summed.
     """
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
     part = pid % (H * CHUNKS)
     h = tl.cast(part % H, tl.int64)
     d = part // H * BD + tl.arange(0, BD)
-    row, first, start, length = events_of(offsets, tl.cast(pid // (H * CHUNKS), tl.int64), T, B, steps, TILE)
+    row, first, start, length = events_of(offsets, tl.cast(pid // (H * CHUNKS), tl.int64), T, B, steps, BM // 2)
     block, held = block_of(blocks, row, length, P)
     a_source += h * a_strides[1]
     y_source += h * y_strides[1]
+    period, each, alike = _places_of(length, BM)
+    place = tl.minimum(first * 2, (period - 1) * each)
+    keys = BM - 8 * ((length % 8 > 0) | (block % 8 > 0)).to(tl.int32)
+    first = first // (BM // 2) * keys
     if first < length:
-        period, each, alike = _groups_of(length, BM)
         columns = tl.arange(0, BM)
-        steps_of = tl.arange(0, BN) * period
         total = tl.zeros([BM, BD], tl.float32)
         if alike:
-            tiles = tl.cdiv(each, BN)
-            middle = first % each // BN + 1
+            steps_of = tl.arange(0, BN) * period
+            tiles = tl.cdiv(tl.cdiv(length, period), BN)
+            middle = tl.minimum(place % each // BN + 1, tiles)
             for turn in range(0, period + 1):  # the group that is begun with also comes last, with what is left of it
-                group = (first // each + period - turn) % period
+                group = (place // each + period - turn) % period
                 end = tl.where(turn == 0, middle, tiles)
                 shift = ((block + tl.cast(group, tl.int64) * length) % 8).to(tl.int32)
                 there = words_at(first + columns, shift, length, WHOLE)
@@ -261,16 +297,18 @@ def _sums_of_keys(pid, a_source, y_source, out, offsets, blocks, T, P, B, steps,
                                a_strides[0], True)
                     y = _events(y_source, start + begin, steps_of, begin + steps_of < length, d, y_strides, D)
                     found = tl.dot(a.T, y, found, input_precision=PRECISION)
-                shifted = tl.minimum(columns + shift, BM - 1)[:, None] + tl.zeros([BM, BD], tl.int32)
-                total += tl.gather(found, shifted, 0)
+                if (turn < period) | (middle < tiles):
+                    shifted = tl.minimum(columns + shift, BM - 1)[:, None] + tl.zeros([BM, BD], tl.int32)
+                    total += tl.gather(found, shifted, 0)
         else:
-            for i in range(0, length, BN):
-                a = _pairs(a_source, i, steps_of, first, columns, first + columns < length, held, length, block,
+            few = tl.arange(0, 16)
+            for i in range(0, length, 16):
+                a = _pairs(a_source, i, few, first, columns, first + columns < length, held, length, block,
                            a_strides[0], False)
-                y = _events(y_source, start + i, steps_of, i + steps_of < length, d, y_strides, D)
+                y = _events(y_source, start + i, few, i + few < length, d, y_strides, D)
                 total = tl.dot(a.T, y, total, input_precision=PRECISION)
         at = out + ((start + first + columns) * H + h)[:, None] * D + d[None, :]
-        own = (columns < TILE) & (first + columns < length)
+        own = (columns < keys) & (first + columns < length)
         tl.store(at, total.to(out.dtype.element_ty), mask=own[:, None] & (d < D)[None, :])
 
 

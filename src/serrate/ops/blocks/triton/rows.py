@@ -79,6 +79,25 @@ def events_of(offsets, slot, T, B, bisections, TILE: tl.constexpr):
 
 
 @triton.jit
+def share_of(length, block, group, part, period, BM: tl.constexpr):
+    """The queries of a part of a group, of eight parts in all: first and last, with a period between; and how far the
+    pair of each lies behind the word that it begins in.
+    """
+    share = tl.cdiv(tl.cdiv(tl.cdiv(length, period), 8 // period), BM) * BM
+    begin = group + part * share * period
+    shift = ((block + tl.cast(group, tl.int64) * length) % 8).to(tl.int32)
+    return begin, tl.minimum(begin + share * period, length), shift
+
+
+@triton.jit
+def groups_of(length, TILE: tl.constexpr):
+    """Every how many queries one is taken of a row, and whether these then begin alike, as so few are not taken."""
+    period = period_of(length)
+    alike = (period == 1) | (length >= TILE // 2 * period)
+    return tl.where(alike, period, 1), alike
+
+
+@triton.jit
 def queries_of(offsets, blocks, slot, P, B, bisections, SPAN: tl.constexpr):
     """The queries whose first pair is in the span of pairs that a slot has: row, first and last; start, length, block.
 
@@ -92,6 +111,48 @@ def queries_of(offsets, blocks, slot, P, B, bisections, SPAN: tl.constexpr):
     first = tl.minimum(tl.cdiv(part * SPAN, each), held)
     last = tl.minimum(tl.cdiv((part + 1) * SPAN, each), held)
     return row, first.to(tl.int32), last.to(tl.int32), start, length.to(tl.int32), block
+
+
+@triton.jit
+def queries_abreast(offsets, blocks, slot, P, B, bisections, SPAN: tl.constexpr, ROWS: tl.constexpr):
+    """The same as `queries_of`, slots being in the order of first queries for ROWS rows at a time: so programs that run
+    side by side have the same queries of different rows. Last is first where a slot has none.
+    """
+    row, _ = row_of(blocks, slot, B, bisections, SPAN)
+    row = row // ROWS * ROWS
+    slot -= tl.load(blocks + row) // SPAN + row
+    every = row + tl.arange(0, ROWS)
+    start = tl.load(offsets + every, mask=every < B, other=0).to(tl.int64)
+    length = tl.load(offsets + every + 1, mask=every < B, other=0).to(tl.int64) - start
+    low = slot * 0
+    high = tl.max(length, 0)
+    there = tl.sum(_slots_before(high, length, SPAN), 0) > slot
+    while there & (high - low > 1):
+        middle = (low + high) // 2
+        before = tl.sum(_slots_before(middle, length, SPAN), 0) <= slot
+        low = tl.where(before, middle, low)
+        high = tl.where(before, high, middle)
+    before = _slots_before(low, length, SPAN)
+    those = _slots_before(low + 1, length, SPAN) - before
+    rank = slot - tl.sum(before, 0)  # among slots that begin with this query
+    earlier = tl.cumsum(those, 0) - those
+    own = (earlier <= rank) & (rank < earlier + those) & there
+    part = tl.sum(tl.where(own, before + rank - earlier, 0), 0)
+    row = tl.minimum(tl.sum(tl.where(own, every, 0), 0), B - 1)
+    start = tl.load(offsets + row).to(tl.int64)
+    length = tl.load(offsets + row + 1).to(tl.int64) - start
+    block, held = block_of(blocks, row, length, P)
+    each = tl.maximum(length, 1)
+    first = tl.minimum(tl.cdiv(part * SPAN, each), held)
+    last = tl.where(there, tl.minimum(tl.cdiv((part + 1) * SPAN, each), held), first)
+    return row, first.to(tl.int32), last.to(tl.int32), start, length.to(tl.int32), block
+
+
+@triton.jit
+def _slots_before(query, length, SPAN: tl.constexpr):
+    """How many slots of rows begin with a query before this one."""
+    found = tl.minimum(query - 1, length - 1) * length // SPAN + 1
+    return tl.where((query > 0) & (length > 0), found, 0)
 
 
 @triton.jit

@@ -6,54 +6,93 @@ pass; in the backward pass the scores are the weights that it gave.
 
 # ruff: noqa: N803
 
+from math import isqrt
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ...launch import launched
+from ...sizes import power_of_two
 from .rows import (
     bisections,
-    block_of,
     clear_past,
     ends_of,
     pairs_of,
     period_of,
     queries_of,
-    row_of,
     whole_words,
     words_at,
     words_of,
 )
 
 _SPAN = 16384  # pairs of a program over keys
-_QUERIES, _KEYS = 32, 128  # that a program over queries reads at once
-_BESIDE = 24  # of these keys those that others own, or that some queries have not
-_PROGRAMS = 2048  # over queries, at most: how many strips there are is known on the device alone
+_QUERIES, _KEYS, _TURNS = 64, 128, 8  # of a tile over queries, and how many a program has
+_REGISTERS = 128  # of a thread over queries: fewer leave no room for a tile, more for other programs
+_SHORT, _FEW = 256, 16  # queries that a tile holds whole, of so many keys
+_AHEAD = 256  # tiles over queries that are read, more than have to be, before the first of them is read again
 
 
 def launch(a: Tensor, grad: Tensor | None, offsets: Tensor, blocks: Tensor, over_queries: bool, out: Tensor) -> None:
     """Fill `out` `(P, H)`, contiguous, from scores, or from weights and their gradient, of any strides."""
     (pairs, heads), rows = a.shape, offsets.shape[0] - 1
     strides = a.stride(), (0, 0) if grad is None else grad.stride()
-    given = a, grad, out, offsets, blocks, pairs, rows, bisections(offsets), heads, *strides
     if over_queries:
-        programs, whole = min(pairs // (_KEYS - _BESIDE) + rows, _PROGRAMS), whole_words(a)
-        _over_queries[(programs * heads,)](*given, whole if grad is None else whole and whole_words(grad), _QUERIES,
-                                           _KEYS, _KEYS - _BESIDE, num_warps=4)
-    else:
-        warps = 4 if heads == 1 else 8  # numbers that are apart have an address each, in registers
-        _over_keys[((pairs // _SPAN + rows) * heads,)](*given, _SPAN, num_warps=warps)
+        _launch_over_queries(a, grad, offsets, blocks, out, strides)
+        return
+    warps = 4 if heads == 1 else 8  # numbers that are apart have an address each, in registers
+    _over_keys[((pairs // _SPAN + rows) * heads,)](a, grad, out, offsets, blocks, pairs, rows, bisections(offsets),
+                                                   heads, *strides, _SPAN, num_warps=warps)
+
+
+def _launch_over_queries(a: Tensor, grad: Tensor | None, offsets: Tensor, blocks: Tensor, out: Tensor,
+                         strides: tuple) -> None:
+    """Cut rows into units, and read them twice in one launch: so closely that the second read is one of a cache."""
+    (pairs, heads), rows, device = a.shape, offsets.shape[0] - 1, a.device
+    turns = _TURNS if grad is None else _TURNS // 2
+    units, lag, strips = _bounds(pairs, rows, turns * _QUERIES)
+    plan = torch.empty(rows + 2, dtype=torch.int32, device=device)
+    done = torch.empty(heads, 3, strips, dtype=torch.int32, device=device)
+    parts, divisors = ([torch.empty(heads, count * _KEYS, device=device) for _ in range(2 if grad is None else 1)]
+                       for count in (units, strips))
+    _plan[(1,)](offsets, blocks, plan, done, pairs, rows, done.numel(), turns * _QUERIES, _KEYS, _SHORT, _FEW, _AHEAD,
+                1024, num_warps=4)
+    whole = whole_words(a) and (grad is None or whole_words(grad))
+    (totals, *tops), (scale, *top) = parts, divisors
+    _over_queries[(2 * (units + lag) * heads,)](
+        a, grad, out, *(tops or [None]), totals, *(top or [None]), scale, done, offsets, blocks, plan, pairs, rows,
+        heads, units, strips, *strides, whole, min(max(2, power_of_two(rows)), 1024), turns, _QUERIES, _KEYS, _SHORT,
+        _FEW, num_warps=4, maxnreg=_REGISTERS)
+
+
+def _bounds(pairs: int, rows: int, unit: int) -> tuple[int, int, int]:
+    """Return no less than the number of units, how many of them the second read comes later, and that of strips.
+
+    A unit has up to `unit` queries. Rows of so many pairs have at most the root of pairs times rows events.
+    """
+    long = min(rows, pairs // _SHORT**2)
+    events, of_long, longest = (isqrt(pairs * count) + 1 for count in (rows, long, 1))
+    units = pairs // (unit * _KEYS) + of_long * 8 // _KEYS + of_long * 2 // unit + 9 * long
+    return (units + events // _FEW + rows + 1, 2 * (longest // unit + 8) + _AHEAD, events // _KEYS + 3 * rows + 1)
 
 
 @triton.jit
 def _tile(a, grad, base, at, a_stride, g_stride, inside):
     """Scores of a tile, -inf where there are none, and again; or weights and their gradient, 0 there. As float32."""
+    s, g = _given(a, grad, base, at, a_stride, g_stride, inside)
+    return s.to(tl.float32), g.to(tl.float32)
+
+
+@triton.jit
+def _given(a, grad, base, at, a_stride, g_stride, inside):
+    """The same as they are."""
     if grad is None:
-        s = tl.load(a + base * a_stride + at * a_stride, mask=inside, other=float("-inf")).to(tl.float32)
+        s = tl.load(a + base * a_stride + at * a_stride, mask=inside, other=float("-inf"))
         g = s
     else:
-        s = tl.load(a + base * a_stride + at * a_stride, mask=inside, other=0.0).to(tl.float32)
-        g = tl.load(grad + base * g_stride + at * g_stride, mask=inside, other=0.0).to(tl.float32)
+        s = tl.load(a + base * a_stride + at * a_stride, mask=inside, other=0.0)
+        g = tl.load(grad + base * g_stride + at * g_stride, mask=inside, other=0.0)
     return s, g
 
 
@@ -191,109 +230,230 @@ def _lines(first, step, length, block):
 
 
 @launched
-@triton.jit(do_not_specialize=["P", "B", "steps"])
-def _over_queries(a, grad, out, offsets, blocks, P, B, steps, H, a_strides, g_strides, WHOLE: tl.constexpr,
-                  BM: tl.constexpr, BN: tl.constexpr, STRIP: tl.constexpr):
-    """The weights of strips of keys of one head, one strip after the other."""
+@triton.jit(do_not_specialize=["P", "B", "counters"])
+def _plan(offsets, blocks, plan, done, P, B, counters, UNIT: tl.constexpr, BN: tl.constexpr, SHORT: tl.constexpr,
+          FEW: tl.constexpr, AHEAD: tl.constexpr, STEP: tl.constexpr):
+    """Before which unit rows begin, how much later than the first the second read comes; counters to 0. One program."""
+    step = tl.arange(0, STEP)
+    before = tl.zeros([1], tl.int32)
+    most = tl.zeros([1], tl.int32)
+    tl.store(plan + tl.arange(0, 1), before)
+    for n in range(0, B, STEP):
+        inside = n + step < B
+        start = tl.load(offsets + n + step, mask=inside, other=0).to(tl.int64)
+        length = (tl.load(offsets + n + step + 1, mask=inside, other=0).to(tl.int64) - start).to(tl.int32)
+        held = inside & (tl.load(blocks + n + step + 1, mask=inside, other=0) <= P)
+        each = _units_of(length, UNIT)[2]
+        count = tl.where(length <= SHORT, tl.cdiv(length, FEW), tl.cdiv(length + 7, BN) * each)
+        count = tl.where(held, count, 0)
+        most = tl.maximum(most, tl.max(tl.where(held & (length > SHORT), each, 0), 0))
+        tl.store(plan + n + step + 1, before + tl.cumsum(count, 0), mask=inside)
+        before += tl.sum(count, 0)
+    tl.store(plan + B + 1 + tl.arange(0, 1), 2 * most + AHEAD)
+    for n in range(0, counters, STEP):
+        tl.store(done + n + step, tl.zeros([STEP], tl.int32), mask=n + step < counters)
+
+
+@triton.jit
+def _units_of(length, UNIT: tl.constexpr):
+    """Every how many queries of a row one is taken, how many units such a group has, and all groups; of one strip."""
+    period = period_of(length)
+    parts = tl.cdiv(tl.cdiv(length, period), UNIT)
+    return period, parts, period * parts
+
+
+@launched
+@triton.jit(do_not_specialize=["P", "B", "units", "strips"])
+def _over_queries(a, grad, out, tops, totals, top, scale, done, offsets, blocks, plan, P, B, H, units, strips,
+                  a_strides, g_strides, WHOLE: tl.constexpr, ROWS: tl.constexpr, TURNS: tl.constexpr, BM: tl.constexpr,
+                  BN: tl.constexpr, SHORT: tl.constexpr, FEW: tl.constexpr):
+    """One read of a unit of one head: some keys of a short row, and their weights; or a tile of a long one."""
     clear_past(out, blocks, B, P, H, 1024)
     h = tl.cast(tl.program_id(0) % H, tl.int64)
-    a += h * a_strides[1]
-    out += h
-    if grad is not None:
-        grad += h * g_strides[1]
-    strips = (tl.load(offsets + B) // STRIP + B).to(tl.int64)
-    for slot in range(tl.cast(tl.program_id(0) // H, tl.int64), strips, tl.num_programs(0) // H):
-        row, part = row_of(offsets, slot, B, steps, STRIP)
-        length = (tl.load(offsets + row + 1) - tl.load(offsets + row)).to(tl.int32)
-        block, held = block_of(blocks, row, length, P)
-        first = (part * STRIP).to(tl.int32)
-        if first < length:
-            if length <= 64:
-                _whole_keys(a, grad, out, held, length, block, H, a_strides[0], g_strides[0], 64, 32)
-            else:
-                _strip(a, grad, out, first, held, length, block, H, a_strides[0], g_strides[0], WHOLE, BM, BN, STRIP)
-
-
-@triton.jit
-def _whole_keys(a, grad, out, held, length, block, H, a_stride, g_stride, BM: tl.constexpr, BN: tl.constexpr):
-    """BN keys at a time of a row whose queries one tile holds."""
-    columns = tl.arange(0, BN)
-    for n in range(0, length, BN):
-        base, at, inside = pairs_of(0, tl.arange(0, BM), n, columns, columns < length - n, held, length, block, False)
-        s, g = _tile(a, grad, base, at, a_stride, g_stride, inside)
-        top = _largest(s, g, 0, grad is None)
-        scale = _scale(_total(s, g, top, 0, grad is None), grad is None)
-        tl.store(out + base * H + at * H, _result(s, g, top, scale, grad is None).to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _strip(a, grad, out, first, held, length, block, H, a_stride, g_stride, WHOLE: tl.constexpr, BM: tl.constexpr,
-           BN: tl.constexpr, STRIP: tl.constexpr):
-    """The weights of STRIP keys from `first` on, give or take where words of 8 begin. Pairs are read twice.
-
-    Queries that begin alike are read together, words of 8 from the one before that of key `first` on. So the key in a
-    column differs from one such group of queries to another, by less than 8: each key's sum comes from other columns.
-    """
-    column = tl.arange(0, BN)
-    words = first - 8 + column  # as counted from where the word begins that has the first pair of a query
-    period = period_of(length)
-    steps = tl.arange(0, BM) * period
-    top = tl.full([BN], float("-inf"), tl.float32)
-    total = tl.zeros([BN], tl.float32)
-    for own in range(0, tl.minimum(period, held)):
-        shift = ((block + tl.cast(own, tl.int64) * length) % 8).to(tl.int32)
-        there = words_at(words, shift, length, WHOLE)
-        tops = tl.full([1, BM // 4, BN], float("-inf"), tl.float32)
-        totals = tl.zeros([1, BM // 4, BN], tl.float32)
-        for i in tl.range(own, held, BM * period, num_stages=3):
-            base, at, inside = pairs_of(i, steps, first - 8 - shift, column, there, held, length, block, True)
-            s, g = _tile(a, grad, base, at, a_stride, g_stride, inside)
-            s = s.reshape([4, BM // 4, BN])  # four queries that a thread has: no one else need be asked
-            g = g.reshape([4, BM // 4, BN])
-            if grad is None:
-                largest = tl.maximum(tops, tl.max(s, 0, keep_dims=True))
-                totals = totals * _weight(tops, largest) + _total(s, g, largest, 0, True)
-                tops = largest
-            else:
-                totals += _total(s, g, tops, 0, False)
-        s = tops.reshape([BM // 4, BN])
-        g = totals.reshape([BM // 4, BN])
-        if grad is None:
-            largest = tl.max(s, 0)
-            sums = tl.sum(g * _weight(s, largest[None, :]), 0)
+    turn = tl.program_id(0) // H
+    again = turn % 2
+    unit = turn // 2 - again * tl.load(plan + B + 1)
+    if (unit >= 0) & (unit < tl.load(plan + B)):
+        row = _row_of(plan, unit, B, ROWS)
+        start = tl.load(offsets + row).to(tl.int64)
+        length = (tl.load(offsets + row + 1).to(tl.int64) - start).to(tl.int32)
+        block = tl.load(blocks + row)
+        before = tl.load(plan + row)
+        a += h * a_strides[1]
+        out += h
+        if grad is not None:
+            grad += h * g_strides[1]
+        if length <= SHORT:
+            if again == 0:
+                key = (unit - before) * FEW
+                if length <= 64:
+                    _whole_keys(a, grad, out, key, length, block, H, a_strides[0], g_strides[0], 64, FEW)
+                else:
+                    _whole_keys(a, grad, out, key, length, block, H, a_strides[0], g_strides[0], SHORT, FEW)
         else:
-            sums = tl.sum(g, 0)
-            largest = sums
-        from_column = tl.minimum(column + shift, BN - 1)
-        top, total = _joined(top, total, tl.gather(largest, from_column, 0), tl.gather(sums, from_column, 0),
-                             grad is None)
-    scale = _scale(total, grad is None)
-    end = first + STRIP + tl.where(first + STRIP < length, 0, 8)
-    mine = (words >= first) & (words < end)
-    groups = tl.minimum(period, held)
-    for group in range(0, groups):  # backwards: a cache still has the last pairs
-        own = groups - 1 - group
-        shift = ((block + tl.cast(own, tl.int64) * length) % 8).to(tl.int32)
-        from_column = tl.maximum(column - shift, 0)
-        tops = tl.gather(top, from_column, 0)[None, :]
-        scales = tl.gather(scale, from_column, 0)[None, :]
-        whole = mine & (words >= (shift + 7) // 8 * 8) & (words < (shift + length) // 8 * 8)
-        tiles = tl.cdiv(held - own, BM * period)
-        for tile in tl.range(0, tiles, num_stages=3):
-            i = own + (tiles - 1 - tile) * BM * period
-            base, at, inside = pairs_of(i, steps, first - 8 - shift, column, whole, held, length, block, True)
-            s, g = _tile(a, grad, base, at, a_stride, g_stride, inside)
-            tl.store(out + base * H + at * H, _result(s, g, tops, scales, grad is None).to(out.dtype.element_ty),
-                     mask=inside)
-        head, count = words_of(shift, length)
-        if ((first == 0) | (end > length)) & (count < length):  # pairs that share a word with those of other queries
-            ends, are_there = ends_of(head, count, length)
-            are_there = are_there & (shift + ends >= first) & (shift + ends < end)
-            from_key = tl.minimum(tl.maximum(ends - first + 8, 0), BN - 1)
-            its_tops = tl.gather(top, from_key, 0)[None, :]
-            its_scales = tl.gather(scale, from_key, 0)[None, :]
-            for i in range(own, held, BM * period):
-                base, at, inside = pairs_of(i, steps, 0, ends, are_there, held, length, block, False)
-                s, g = _tile(a, grad, base, at, a_stride, g_stride, inside)
-                found = _result(s, g, its_tops, its_scales, grad is None)
-                tl.store(out + base * H + at * H, found.to(out.dtype.element_ty), mask=inside)
+            totals += (h * units + before) * BN
+            scale += h * strips * BN + start
+            if grad is None:
+                tops += (h * units + before) * BN
+                top += h * strips * BN + start
+            done += h * 3 * strips + start // BN + 3 * row
+            _tile_of_keys(a, grad, out, tops, totals, top, scale, done, unit - before, again, length, block, H, strips,
+                          a_strides[0], g_strides[0], WHOLE, TURNS, BM, BN)
+
+
+@triton.jit
+def _row_of(plan, unit, B, ROWS: tl.constexpr):
+    """The row that has a unit. Each step looks at ROWS rows at once."""
+    probe = tl.arange(0, ROWS) + 1
+    row = unit * 0
+    last = row + B - 1
+    while row < last:
+        step = tl.cdiv(last - row, ROWS)
+        at = row + probe * step
+        before = tl.load(plan + at, mask=at <= last, other=2147483647) <= unit
+        row += tl.sum(before.to(tl.int32), 0) * step
+        last = tl.minimum(row + step - 1, last)
+    return row
+
+
+@triton.jit
+def _whole_keys(a, grad, out, key, length, block, H, a_stride, g_stride, BM: tl.constexpr, BN: tl.constexpr):
+    """The weights of BN keys of a row whose queries one tile holds."""
+    columns = tl.arange(0, BN)
+    base, at, inside = pairs_of(0, tl.arange(0, BM), key, columns, columns < length - key, length, length, block, False)
+    s, g = _tile(a, grad, base, at, a_stride, g_stride, inside)
+    top = _largest(s, g, 0, grad is None)
+    scale = _scale(_total(s, g, top, 0, grad is None), grad is None)
+    tl.store(out + base * H + at * H, _result(s, g, top, scale, grad is None).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _tile_of_keys(a, grad, out, tops, totals, top, scale, done, unit, again, length, block, H, strips, a_stride,
+                  g_stride, WHOLE: tl.constexpr, TURNS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """What some queries of a row add to what BN keys are divided by; or, once that is known, the weights of both.
+
+    They are tiles of BM queries that begin alike, and of keys from where a word of these begins, as many words after
+    the first for all units of a strip: so its keys differ by less than 8 from one such group of queries to another.
+    """
+    period, parts, each = _units_of(length, TURNS * BM)
+    last = tl.cdiv(length + 7, BN) - 1
+    strip = unit // each
+    group = unit % each // parts
+    shift = ((block + tl.cast(group, tl.int64) * length) % 8).to(tl.int32)
+    column = tl.arange(0, BN)
+    words = strip * BN + column  # as counted from where the word begins that has the first pair of a query
+    first = group + unit % parts * TURNS * BM * period
+    end = tl.minimum(first + TURNS * BM * period, length)
+    step = tl.arange(0, BM) * period
+    key = strip * BN - shift
+    if again == 0:
+        there = words_at(words, shift, length, WHOLE)
+        largest = tl.full([1, BM // 8, BN], float("-inf"), tl.float32)
+        total = tl.zeros([1, BM // 8, BN], tl.float32)
+        for i in tl.range(first, end, BM * period, num_stages=3):
+            base, at, inside = pairs_of(i, step, key, column, there, length, length, block, True)
+            s, g = _given(a, grad, base, at, a_stride, g_stride, inside)
+            largest, total = _added(s, g, largest, total, grad is None, BM, BN)
+        total = total.reshape([BM // 8, BN])
+        if grad is None:
+            of_each = largest.reshape([BM // 8, BN])
+            of_all = tl.max(of_each, 0)
+            total *= _weight(of_each, of_all[None, :])
+            tl.store(tops + unit * BN + column, of_all)
+        tl.store(totals + unit * BN + column, tl.sum(total, 0))
+        tl.debug_barrier()  # all have stored before others are told
+        if tl.atomic_add(done + strip, 1) == each - 1:
+            if tl.atomic_add(done + strips + strip, 1) == tl.minimum(strip, 1):
+                _divisors(tops, totals, top, scale, done + 2 * strips, strip, length, block, grad is None, TURNS * BM,
+                          BN)
+            if tl.atomic_add(done + strips + strip + 1, 1) == 1:
+                _divisors(tops, totals, top, scale, done + 2 * strips, strip + 1, length, block, grad is None,
+                          TURNS * BM, BN)
+    else:
+        whole = (words >= (shift + 7) // 8 * 8) & (words < (shift + length) // 8 * 8)
+        both = tl.where(strip < last, 2, 1)
+        while tl.atomic_add(done + 2 * strips + strip, 0, sem="acquire") < both:  # by programs that began before
+            pass
+        its_top, its_scale = _divisor_of(top, scale, words - shift, whole)
+        outer = (strip == 0) | (strip >= last - 1)
+        for i in range(first, end, BM * period):
+            base, at, inside = pairs_of(i, step, key, column, whole, length, length, block, True)
+            more, with_more = _tile(a, grad, base, at, a_stride, g_stride, inside)
+            value = _result(more, with_more, its_top, its_scale, grad is None)
+            tl.store(out + base * H + at * H, value.to(out.dtype.element_ty), mask=inside)
+        if outer:  # pairs that share a word with those of other queries
+            for i in range(first, end, BM * period):
+                _store_ends(a, grad, out, top, scale, i, step, strip, shift, length, block, H, a_stride, g_stride, BN)
+
+
+@triton.jit
+def _divisor_of(top, scale, keys, there):
+    """The largest scores at keys, and what weights are multiplied by; or the sums of gradients twice."""
+    its_scale = tl.load(scale + keys, mask=there, other=0.0)[None, :]
+    its_top = its_scale
+    if top is not None:
+        its_top = tl.load(top + keys, mask=there, other=0.0)[None, :]
+    return its_top, its_scale
+
+
+@triton.jit
+def _store_ends(a, grad, out, top, scale, first, step, strip, shift, length, block, H, a_stride, g_stride,
+                BN: tl.constexpr):
+    """The weights of what keys a strip has on either side of the words of some queries."""
+    head, count = words_of(shift, length)
+    ends, there = ends_of(head, count, length)
+    there &= (shift + ends) // BN == strip
+    its_top, its_scale = _divisor_of(top, scale, ends, there)
+    base, at, inside = pairs_of(first, step, 0, ends, there, length, length, block, False)
+    s, g = _tile(a, grad, base, at, a_stride, g_stride, inside)
+    value = _result(s, g, its_top, its_scale, grad is None)
+    tl.store(out + base * H + at * H, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _added(s, g, largest, total, FORWARD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """The largest scores of what a thread has of each key, and the sums of their weights, with one more tile."""
+    s = s.to(tl.float32).reshape([8, BM // 8, BN])  # queries that a thread has: no one else need be asked
+    g = g.to(tl.float32).reshape([8, BM // 8, BN])
+    if FORWARD:
+        most = tl.maximum(largest, tl.max(s, 0, keep_dims=True))
+        total = total * _weight(largest, most) + _total(s, g, most, 0, True)
+        largest = most
+    else:
+        total += _total(s, g, largest, 0, False)
+    return largest, total
+
+
+@triton.jit
+def _divisors(tops, totals, top, scale, known, strip, length, block, FORWARD: tl.constexpr, UNIT: tl.constexpr,
+              BN: tl.constexpr):
+    """What BN keys are divided by, those that no tile past a strip has and any of the strip: from both it and the last.
+
+    Tiles are added in their order, whoever adds them.
+    """
+    _, parts, each = _units_of(length, UNIT)
+    keys = strip * BN - 7 + tl.arange(0, BN)
+    own = (keys >= 0) & (keys < length)
+    of_all = tl.full([BN], float("-inf"), tl.float32)
+    total = tl.zeros([BN], tl.float32)
+    for n in range(0, each, 1024 // BN):
+        unit = n + tl.arange(0, 1024 // BN)
+        shift = ((block + (unit // parts).to(tl.int64) * length) % 8).to(tl.int32)
+        word = shift[:, None] + keys[None, :]
+        at = (word // BN * each + unit[:, None]) * BN + word % BN
+        inside = (unit < each)[:, None] & own[None, :]
+        these = tl.load(totals + at, mask=inside, other=0.0)
+        if FORWARD:
+            largest = tl.load(tops + at, mask=inside, other=float("-inf"))
+            of_these = tl.max(largest, 0)
+            these = tl.sum(these * _weight(largest, of_these[None, :]), 0)
+            of_all, total = _joined(of_all, total, of_these, these, True)
+        else:
+            total += tl.sum(these, 0)
+    tl.store(scale + keys, _scale(total, FORWARD), mask=own)
+    if FORWARD:
+        tl.store(top + keys, of_all, mask=own)
+    tl.debug_barrier()  # all have stored before others are told
+    tl.atomic_add(known + strip, 1, sem="release")
+    if strip > 0:
+        tl.atomic_add(known + strip - 1, 1, sem="release")
