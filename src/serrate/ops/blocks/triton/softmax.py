@@ -350,7 +350,7 @@ def _tile_of_keys(a, grad, out, tops, totals, top, scale, done, unit, again, len
         there = words_at(words, shift, length, WHOLE)
         largest = tl.full([1, BM // 8, BN], float("-inf"), tl.float32)
         total = tl.zeros([1, BM // 8, BN], tl.float32)
-        for i in tl.range(first, end, BM * period, num_stages=3):
+        for i in tl.range(first, end, BM * period, num_stages=3 if grad is None else 1):
             base, at, inside = pairs_of(i, step, key, column, there, length, length, block, True)
             s, g = _given(a, grad, base, at, a_stride, g_stride, inside)
             largest, total = _added(s, g, largest, total, grad is None, BM, BN)
