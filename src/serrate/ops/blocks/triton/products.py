@@ -50,14 +50,21 @@ class Sizes(NamedTuple):
 def _sizes(x: Tensor, rows: int, sums: bool) -> Sizes:
     """Return the sizes for events like `x` `(T, H, D)`: as large as leaves room for several programs at once."""
     columns = max(16, power_of_two(x.shape[2]))
-    if x.dtype == torch.float32:  # three products each, whose operands want registers
-        return Sizes(64, 32 if sums else 64, min(columns, 64), 4, 2)
+    if x.dtype == torch.float32:  # three products each, or none of the matrix unit: operands want registers
+        return Sizes(64, 32, min(columns, 64), 4, 2) if sums else \
+            Sizes(64, 64, min(columns, 32 if x.shape[0] <= 64 * rows else 64), 4, 2)
     columns = columns if columns <= 128 else 64
     if x.shape[0] <= 64 * rows:
         return Sizes(64, 64, columns, 4, 2)
     if sums:
         return Sizes(128, 64, columns, 8 if columns == 128 else 4, 4)
     return Sizes(64, 128, columns, 4, 3) if columns == 128 else Sizes(64, 256, columns, 8, 3, 128)
+
+
+def _precision(x: Tensor, rows: int) -> str:
+    """Return how products are computed: as IEEE has it where rows are short, whose sums hide no lost bit."""
+    short = x.dtype == torch.float32 and x.shape[0] <= 64 * rows and not torch.backends.cuda.matmul.allow_tf32
+    return "ieee" if short else precision(x.dtype)
 
 
 def launch(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
@@ -67,7 +74,7 @@ def launch(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -
     each = 8 if events > 64 * rows else 1
     _products[((events // (sizes.block - 8) + rows) * each * heads,)](
         x, y, out, offsets, blocks, events, out.shape[0], rows, bisections(offsets), heads, x.stride()[:2],
-        y.stride()[:2], width, sizes.columns, sizes.tile, sizes.block, each, precision(x.dtype), num_warps=sizes.warps,
+        y.stride()[:2], width, sizes.columns, sizes.tile, sizes.block, each, _precision(x, rows), num_warps=sizes.warps,
         num_stages=sizes.stages, maxnreg=sizes.registers)
 
 
@@ -84,7 +91,7 @@ def launch_sums(a: Tensor, events: tuple[Tensor | None, Tensor | None], offsets:
     _sums[((count // (sizes.tile // 2) + rows) * heads * ceil_div(width, sizes.columns) * sides,)](
         a, *events, *outs, offsets, blocks, count, a.shape[0], rows, bisections(offsets), heads, a.stride(),
         *((0, 0) if each is None else each.stride()[:2] for each in events), whole_words(a), width, sizes.columns,
-        sizes.tile, sizes.block, precision(given.dtype), num_warps=sizes.warps, num_stages=sizes.stages)
+        sizes.tile, sizes.block, _precision(given, rows), num_warps=sizes.warps, num_stages=sizes.stages)
 
 
 @triton.jit
