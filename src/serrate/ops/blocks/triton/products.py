@@ -47,35 +47,34 @@ class Sizes(NamedTuple):
     registers: int | None = None
 
 
-def _sizes(x: Tensor, rows: int, sums: bool) -> Sizes:
+def _short(x: Tensor, offsets: Tensor) -> bool:
+    """Return whether rows of x `(T, H, D)` have 64 events or fewer on average."""
+    return x.shape[0] <= 64 * (offsets.shape[0] - 1)
+
+
+def _sizes(x: Tensor, short: bool, sums: bool) -> Sizes:
     """Return the sizes for events like `x` `(T, H, D)`: as large as leaves room for several programs at once."""
     columns = max(16, power_of_two(x.shape[2]))
     if x.dtype == torch.float32:  # three products each, or none of the matrix unit: operands want registers
         return Sizes(64, 32, min(columns, 64), 4, 2) if sums else \
-            Sizes(64, 64, min(columns, 32 if x.shape[0] <= 64 * rows else 64), 4, 2)
+            Sizes(64, 64, min(columns, 32 if short else 64), 4, 2)
     columns = columns if columns <= 128 else 64
-    if x.shape[0] <= 64 * rows:
+    if short:
         return Sizes(64, 64, columns, 4, 2)
     if sums:
         return Sizes(128, 64, columns, 8 if columns == 128 else 4, 4)
     return Sizes(64, 128, columns, 4, 3) if columns == 128 else Sizes(64, 256, columns, 8, 3, 128)
 
 
-def _precision(x: Tensor, rows: int) -> str:
-    """Return how products are computed: as IEEE has it where rows are short, whose sums hide no lost bit."""
-    short = x.dtype == torch.float32 and x.shape[0] <= 64 * rows and not torch.backends.cuda.matmul.allow_tf32
-    return "ieee" if short else precision(x.dtype)
-
-
 def launch(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
     """Fill `out` `(P, H)`, contiguous, from x and y `(T, H, D)`. The last stride of these is 1."""
-    (events, heads, width), rows = x.shape, offsets.shape[0] - 1
-    sizes = _sizes(x, rows, sums=False)
-    each = 8 if events > 64 * rows else 1
+    (events, heads, width), rows, short = x.shape, offsets.shape[0] - 1, _short(x, offsets)
+    sizes = _sizes(x, short, sums=False)
+    each = 1 if short else 8
     _products[((events // (sizes.block - 8) + rows) * each * heads,)](
         x, y, out, offsets, blocks, events, out.shape[0], rows, bisections(offsets), heads, x.stride()[:2],
-        y.stride()[:2], width, sizes.columns, sizes.tile, sizes.block, each, _precision(x, rows), num_warps=sizes.warps,
-        num_stages=sizes.stages, maxnreg=sizes.registers)
+        y.stride()[:2], width, sizes.columns, sizes.tile, sizes.block, each, precision(x.dtype, short),
+        num_warps=sizes.warps, num_stages=sizes.stages, maxnreg=sizes.registers)
 
 
 def launch_sums(a: Tensor, events: tuple[Tensor | None, Tensor | None], offsets: Tensor, blocks: Tensor,
@@ -85,13 +84,13 @@ def launch_sums(a: Tensor, events: tuple[Tensor | None, Tensor | None], offsets:
     a `(P, H)` of any strides; events `(T, H, D)`, whose last stride is 1, for each result that is asked for.
     """
     given = next(each for each in events if each is not None)
-    (count, heads, width), rows = given.shape, offsets.shape[0] - 1
-    sizes = _sizes(given, rows, sums=True)
+    (count, heads, width), rows, short = given.shape, offsets.shape[0] - 1, _short(given, offsets)
+    sizes = _sizes(given, short, sums=True)
     sides = sum(out is not None for out in outs)
     _sums[((count // (sizes.tile // 2) + rows) * heads * ceil_div(width, sizes.columns) * sides,)](
         a, *events, *outs, offsets, blocks, count, a.shape[0], rows, bisections(offsets), heads, a.stride(),
         *((0, 0) if each is None else each.stride()[:2] for each in events), whole_words(a), width, sizes.columns,
-        sizes.tile, sizes.block, _precision(given, rows), num_warps=sizes.warps, num_stages=sizes.stages)
+        sizes.tile, sizes.block, precision(given.dtype, short), num_warps=sizes.warps, num_stages=sizes.stages)
 
 
 @triton.jit

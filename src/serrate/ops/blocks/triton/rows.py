@@ -104,6 +104,12 @@ def queries_of(offsets, blocks, slot, P, B, bisections, SPAN: tl.constexpr):
     So programs have about as many pairs each, however long the rows.
     """
     row, part = row_of(blocks, slot, B, bisections, SPAN)
+    return _queries_of_part(offsets, blocks, row, part, P, SPAN)
+
+
+@triton.jit
+def _queries_of_part(offsets, blocks, row, part, P, SPAN: tl.constexpr):
+    """The queries of a row whose first pair is in a part of its pairs: as `queries_of`."""
     start = tl.load(offsets + row).to(tl.int64)
     length = tl.load(offsets + row + 1).to(tl.int64) - start
     block, held = block_of(blocks, row, length, P)
@@ -139,13 +145,8 @@ def queries_abreast(offsets, blocks, slot, P, B, bisections, SPAN: tl.constexpr,
     own = (earlier <= rank) & (rank < earlier + those) & there
     part = tl.sum(tl.where(own, before + rank - earlier, 0), 0)
     row = tl.minimum(tl.sum(tl.where(own, every, 0), 0), B - 1)
-    start = tl.load(offsets + row).to(tl.int64)
-    length = tl.load(offsets + row + 1).to(tl.int64) - start
-    block, held = block_of(blocks, row, length, P)
-    each = tl.maximum(length, 1)
-    first = tl.minimum(tl.cdiv(part * SPAN, each), held)
-    last = tl.where(there, tl.minimum(tl.cdiv((part + 1) * SPAN, each), held), first)
-    return row, first.to(tl.int32), last.to(tl.int32), start, length.to(tl.int32), block
+    row, first, last, start, length, block = _queries_of_part(offsets, blocks, row, part, P, SPAN)
+    return row, first, tl.where(there, last, first), start, length, block
 
 
 @triton.jit

@@ -7,11 +7,14 @@ import triton
 import triton.language as tl
 
 
-def precision(dtype: torch.dtype) -> str:
-    """Return how products are computed: of float32 by three of TF32, or by one where torch allows that."""
+def precision(dtype: torch.dtype, short: bool = False) -> str:
+    """Return how products are computed: of float32 by three of TF32, or by one where torch allows that.
+
+    short: as IEEE has it instead of by three, for few results of few terms each, where no other hides the lost bits.
+    """
     if dtype != torch.float32:
         return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee" if short else "tf32x3"
 
 
 @triton.jit

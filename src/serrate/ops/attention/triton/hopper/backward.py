@@ -312,7 +312,7 @@ def slopes(s, past, scale, dtype: gl.constexpr, ACT: gl.constexpr):
 
 
 @gluon.jit
-def _of_scores(change, dp, deltas, dtype: gl.constexpr, ACT: gl.constexpr):
+def of_scores(change, dp, deltas, dtype: gl.constexpr, ACT: gl.constexpr):
     """The gradients of scores, from those of their weights."""
     if not ACT:
         dp = dp - deltas[:, None]
@@ -350,7 +350,7 @@ def _see_keys(q, do, sums, memory, i, last, place, scale, CAUSAL: gl.constexpr, 
     change = gl.where(keys[None, :] < high[:, None], change, nothing(ACT))
     dp = warpgroup_mma_wait(0, [dots])
     mbarrier.arrive(own_empty.index(0))  # not before products have used q and do: a load has read nothing yet
-    ds = gl.convert_layout(_of_scores(change, dp, deltas, dtype, ACT), p_layout)
+    ds = gl.convert_layout(of_scores(change, dp, deltas, dtype, ACT), p_layout)
     for j in range(i + 1, last + 1):
         mbarrier.wait(full.index(j % S), (j // S) & 1)
         k = k_smem.index(j % S).reshape([BN, BD])
@@ -360,7 +360,7 @@ def _see_keys(q, do, sums, memory, i, last, place, scale, CAUSAL: gl.constexpr, 
         dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
         more = warpgroup_mma(ds, before, dq, is_async=True)
         change = slopes(warpgroup_mma_wait(2, [scores]), past, scale, dtype, ACT)
-        fresh = _of_scores(change, warpgroup_mma_wait(1, [dots]), deltas, dtype, ACT)
+        fresh = of_scores(change, warpgroup_mma_wait(1, [dots]), deltas, dtype, ACT)
         dq, ds = warpgroup_mma_wait(0, [more, ds])
         mbarrier.arrive(empty.index((j - 1) % S))
         ds = gl.convert_layout(fresh, p_layout)

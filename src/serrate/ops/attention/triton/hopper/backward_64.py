@@ -30,7 +30,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from ....launch import launched
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
-from .backward import slopes
+from .backward import of_scores, slopes
 from .forward import barriers, changed, describe, nothing, share, silu, slope, store_rows, weights_of
 from .tiles import abreast, count_blocks, find_tile, number_of
 
@@ -249,10 +249,8 @@ def _see_keys(dq, q, do, k, v, zeros, sums, n, limits, scale, ACT: gl.constexpr)
         if n + BN > limits[0]:
             seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < limits[1][:, None]
             change = gl.where(seen, change, nothing(ACT))
-    dp = warpgroup_mma_wait(0, [dots])
-    if not ACT:
-        dp = dp - sums[1][:, None]
-    ds = gl.convert_layout(changed(change, dp, ACT).to(k.dtype), p_layout)
+    ds = of_scores(change, warpgroup_mma_wait(0, [dots]), sums[1], k.dtype, ACT)
+    ds = gl.convert_layout(ds, p_layout)
     dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
     return dq
 
