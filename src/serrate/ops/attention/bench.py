@@ -4,7 +4,8 @@ Parts are `short`, `paper`, `mid`, `long`, `full` (self-attention), `crowd` (65,
 over histories), `smallest` (host time of the smallest call), `curves` (over fill rates), and, for pointwise weights and
 relative bias, `pointwise` (the five of self-attention), `lengths` (512 rows, longest 256 to 1,024) and `longer` (2,048
 and 4,096); all of them without a name.
-Every workload is checked first, against the float64 oracle; without a right answer no speed is told. All peers run in
+Every workload is checked first, against the float64 oracle, with pointwise weights and the other mask too; without a
+right answer no speed is told. All peers run in
 the same process; one that cannot is told and left out. Rows of figures go to `attention-<device>.json` under `$OUT`,
 or `benchmarks` without it, as soon as a workload is measured; those of other workloads that stood there stay.
 
@@ -146,7 +147,7 @@ def compare(inputs: Inputs, how: Comparison) -> Rows:
     """
     workload, device = inputs.workload, inputs.grad.device.type
     own, allowed = how.own(inputs), TOLERANCE[inputs.grad.dtype]
-    errors = {name: wrong(mine, how.implementation) for name, mine in own.items()}
+    errors = {name: wrong(mine, how.implementation) for name, mine in (own | _others(inputs)).items()}
     for name, error in errors.items():
         measure.require(f"{workload.name}, {name}", error, allowed)
     found: dict[str, Figures] = {"batch": {"events": inputs.qkv[1].shape[0]}}
@@ -166,6 +167,15 @@ def compare(inputs: Inputs, how: Comparison) -> Rows:
         if device == "cuda":
             torch.cuda.empty_cache()
     return measure.rows_of("attention", workload.name, found, device)
+
+
+def _others(inputs: Inputs) -> dict[str, Inputs]:
+    """Return what is checked beside what is measured: kernels are compiled apart for weights and masks."""
+    workload = inputs.workload
+    if workload.queries:
+        return {}
+    other_mask = replace(inputs, workload=replace(workload, causal=not workload.causal))
+    return {"pointwise": inputs.variant("silu", workload.biased), "the other mask": other_mask}
 
 
 def _left_out(name: str, inputs: Inputs, of_ours: Figures, seconds: float) -> str | None:
