@@ -3,8 +3,8 @@
     python benchmarks/clicks.py ranking-ml-100k ml-100k/events.parquet --name ml-100k --seeds 42 43 44 --out runs/clicks
 
 Each seed trains the recipe, and the recipe with a mean in place of whatever reads its histories; both are tested on
-the same samples. A difference is paired by user, seed by seed. Rows go to `benchmarks/clicks.json`; a finished run
-that stands in `--out` is read and not trained again.
+the same samples. A difference is paired by user, seed by seed and on the mean over seeds. Rows go to
+`benchmarks/clicks.json`; a finished run that stands in `--out` is read and not trained again.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import ledger
 import torch
 
 from serrate.data import Histories, prepare
-from serrate.evaluate import TaskPredictions
+from serrate.evaluate import Predictions, TaskPredictions, mean_difference
 from serrate.run_folder import RunFolder
 from serrate.serve import Scorer
 from serrate.train import RankingRunConfig, read_recipe, train
@@ -73,6 +73,14 @@ def rows_of(metrics: dict, subject: str, called: str, seed: int, baselines: bool
     return rows
 
 
+def difference_rows(pairs: list[tuple[Predictions, Predictions]], subject: str, split_by: str, called: str,
+                    seed: int) -> list[dict]:
+    """Return the ledger rows of the mean difference over pairs, one a seed."""
+    found = [(metric, mean_difference(pairs, metric)) for metric in COMPARED]
+    return [ledger.row(subject, f"by {split_by}, test", called, metric, round(each.value, 5), "difference", seed)
+            | {"low": round(each.low or 0.0, 5), "high": round(each.high or 0.0, 5)} for metric, each in found]
+
+
 def main() -> None:
     """Train, test, pair, print, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,6 +96,7 @@ def main() -> None:
     prepared = arguments.out / f"{arguments.name}.prepared"
     data = read_recipe(arguments.recipe, arguments.changes).data
     histories = Histories.open(prepared) if prepared.exists() else prepare(arguments.log, data, prepared)
+    pairs = []
     for seed in arguments.seeds:
         found, rows = {}, []
         for called in (recipe, MEAN):
@@ -96,11 +105,12 @@ def main() -> None:
             name = f"{arguments.name}-{recipe}-{called.replace(' ', '-')}-{seed}"
             found[called], metrics = tested(config, histories, arguments.out / name)
             rows += rows_of(metrics, subject, called, seed, called == recipe)
-        for metric in COMPARED:
-            difference = found[recipe].difference(found[MEAN], metric)
-            rows.append(ledger.row(subject, f"by {metrics['split_by']}, test", f"{recipe} − {MEAN}", metric,
-                                   round(difference.value, 5), "difference", seed)
-                        | {"low": round(difference.low or 0.0, 5), "high": round(difference.high or 0.0, 5)})
+        [pair] = zip(*(each.of_task.values() for each in (found[recipe], found[MEAN])), strict=True)  # of one task
+        pairs.append(pair)
+        rows += difference_rows(pairs[-1:], subject, metrics["split_by"], f"{recipe} − {MEAN}", seed)
+        if 1 < len(pairs) == len(arguments.seeds):
+            rows += difference_rows(pairs, subject, metrics["split_by"], f"{recipe} − {MEAN}, mean of {len(pairs)}",
+                                    arguments.seeds[0])
         for row in rows:
             ends = f" [{row['low']:+.4f}, {row['high']:+.4f}]" if "low" in row else ""
             print(f"  {row['implementation']:36} {row['metric']:12} {row['value']:+.4f}{ends}", flush=True)

@@ -17,6 +17,7 @@ from serrate.evaluate import (
     comparisons,
     grouped_auc,
     log_losses,
+    mean_difference,
     normalised_entropy,
     predictions,
     table,
@@ -105,6 +106,24 @@ def test_the_paired_difference_is_tighter_than_the_two_intervals():
         assert paired.high - paired.low < 0.5 * (alone.high - alone.low)
     assert one.difference(other, "auc").plain() == {"value": 0, "low": 0, "high": 0}  # the same order
     assert one.difference(one, "ne").plain() == {"value": 0, "low": 0, "high": 0}
+
+
+def test_a_mean_difference_over_seeds_draws_the_same_users_for_all():
+    logits, truth, users = world(4)
+    one, other, third = (Predictions((logits + scale * torch.sin(7 * logits)).sigmoid(), truth, users)
+                         for scale in (0.0, 0.5, 1.5))
+    for name in ("auc", "grouped_auc", "log_loss", "ne"):
+        alone = one.difference(other, name)
+        assert mean_difference([(one, other)], name) == alone
+        again = mean_difference([(one, other)] * 3, name)  # seeds that agree narrow nothing
+        assert again.plain() == pytest.approx(alone.plain())
+        both = mean_difference([(one, other), (other, third)], name)  # telescopes
+        halves = {part: value / 2 for part, value in one.difference(third, name).plain().items()}
+        assert both.plain() == pytest.approx(halves)
+    with pytest.raises(InvalidArgument, match="pairs: expected at least one"):
+        mean_difference([], "auc")
+    with pytest.raises(InvalidArgument, match="predictions of the same samples"):
+        mean_difference([(one, other), (one.select(users > 3), other.select(users > 3))], "auc")
 
 
 def test_an_interval_of_the_auc_covers_as_often_as_it_says():

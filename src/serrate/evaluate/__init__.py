@@ -7,7 +7,7 @@ from .evaluation import Evaluation
 from .item_knn import ItemKNN
 from .markov import Markov
 from .popularity import Popularity
-from .predictions import LOWER_IS_BETTER, METRICS, Predictions
+from .predictions import LOWER_IS_BETTER, METRICS, Predictions, mean_difference
 from .probabilities import (
     CalibrationBin,
     auc,
@@ -26,4 +26,4 @@ from .training_events import item_counts
 __all__ = ["BASELINES", "LOWER_IS_BETTER", "METRICS", "CalibrationBin", "Estimate", "EvaluateConfig", "Evaluation",
            "ItemKNN", "Markov", "Popularity", "Predictions", "PredictionsConfig", "Scorer", "TaskPredictions", "auc",
            "bootstrap_by_user", "calibration", "calibration_curve", "comparisons", "evaluate", "evaluate_baselines",
-           "fit_rates", "grouped_auc", "item_counts", "log_losses", "normalised_entropy", "table"]
+           "fit_rates", "grouped_auc", "item_counts", "log_losses", "mean_difference", "normalised_entropy", "table"]

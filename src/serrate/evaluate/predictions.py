@@ -1,6 +1,6 @@
 """`Predictions`: what a model said of samples, beside what came true; its metrics, and how it compares with another."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -98,17 +98,7 @@ class Predictions:
         Raises:
             InvalidArgument: predictions of other samples, or a metric that is not defined.
         """
-        if not torch.equal(self.users, other.users) or not torch.equal(self.truth.double(), other.truth.double()):
-            raise InvalidArgument("other", "predictions of the same samples", f"{len(other)} against {len(self)}")
-        values = [predictions.values() for predictions in (self, other)]
-        known = [name for name in values[0] if name in values[1]]
-        if metric not in known:
-            raise InvalidArgument("metric", f"one of {', '.join(known)}{suggest(metric, known)}", repr(metric))
-        drawn = Resamples(self.users, self.resamples, self.seed)
-        own, others = (torch.cat([part[metric] for part in predictions._resampled([metric], drawn)])
-                       for predictions in (self, other))
-        value = own.new_tensor([values[0][metric] - values[1][metric]])
-        return intervals(value, (own - others).unsqueeze(1), self.confidence)[0]
+        return mean_difference([(self, other)], metric)
 
     def calibration_curve(self, bins: int = 10) -> list[CalibrationBin]:
         """Return bins of equal mass, in ascending order of the probabilities."""
@@ -154,6 +144,34 @@ class Predictions:
         if self.training_rate is not None:
             found["ne_training"] = losses / count / entropy(sums.new_tensor(self.training_rate))
         return {name: value.where(value.isfinite(), float("nan")) for name, value in found.items()}
+
+
+def mean_difference(pairs: Sequence[tuple[Predictions, Predictions]], metric: str) -> Estimate:
+    """Estimate the mean over pairs, one a seed, of the first's metric less the second's: see `Predictions.difference`.
+
+    The same users are drawn for all pairs, so the interval tells what other users would change, not other seeds.
+
+    Raises:
+        InvalidArgument: no pair, predictions of other samples, or a metric that is not defined for all of them.
+    """
+    if not pairs:
+        raise InvalidArgument("pairs", "at least one", "none")
+    every = [predictions for pair in pairs for predictions in pair]
+    first = every[0]
+    for other in every[1:]:
+        if not torch.equal(first.users, other.users) or not torch.equal(first.truth.double(), other.truth.double()):
+            raise InvalidArgument("other", "predictions of the same samples", f"{len(other)} against {len(first)}")
+    known = [name for name in first.values() if all(name in each.values() for each in every)]
+    if metric not in known:
+        raise InvalidArgument("metric", f"one of {', '.join(known)}{suggest(metric, known)}", repr(metric))
+    drawn = Resamples(first.users, first.resamples, first.seed)
+
+    def column(of: Predictions) -> Tensor:
+        """What was measured, then each resample."""
+        return torch.cat([of._whole[metric].reshape(1), *(part[metric] for part in of._resampled([metric], drawn))])
+
+    differences = torch.stack([column(own) - column(other) for own, other in pairs]).mean(0)
+    return intervals(differences[:1], differences[1:, None], first.confidence)[0]
 
 
 class _Ranked:
