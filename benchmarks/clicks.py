@@ -109,7 +109,7 @@ def main() -> None:
         pairs.append(pair)
         rows += difference_rows(pairs[-1:], subject, metrics["split_by"], f"{recipe} − {MEAN}", seed)
         if 1 < len(pairs) == len(arguments.seeds):
-            rows += difference_rows(pairs, subject, metrics["split_by"], f"{recipe} − {MEAN}, mean of {len(pairs)}",
+            rows += difference_rows(pairs, subject, metrics["split_by"], f"{recipe} − {MEAN}, {len(pairs)} seeds",
                                     arguments.seeds[0])
         for row in rows:
             ends = f" [{row['low']:+.4f}, {row['high']:+.4f}]" if "low" in row else ""

@@ -197,7 +197,8 @@ def probabilities(pattern: str, ordered: dict[str, str]) -> str:
     body = [[*key[:2], *(f"{mean(values[metric]):.4f}" for metric in columns), str(len(values["auc"])),
              *([f"{mean(values['run_s']):.0f}" if "run_s" in values else ""] if timed else []), key[2]]
             for key, values in groups.items()]
-    differences = [f"- {e['subject'].partition(' ')[2]}, {e['implementation']}, seed {e['seed']}, "
+    seeds = {id(e): "" if e["implementation"].endswith(" seeds") else f", seed {e['seed']}" for e in found}
+    differences = [f"- {e['subject'].partition(' ')[2]}, {e['implementation']}{seeds[id(e)]}, "
                    f"{columns[e['metric']]}: {e['value']:+.4f} [{e['low']:+.4f}, {e['high']:+.4f}]"
                    for e in found if e["unit"] == "difference"]
     head = ["log", "", *columns.values(), "seeds", *(["seconds a run"] if timed else []), "device"]
