@@ -26,7 +26,7 @@ class FullSoftmax(nn.Module):
     """Cross-entropy over the whole catalogue, in chunks of events: the `(T, V)` logits never exist at once.
 
     Of a similarity that is no dot product a chunk is scored again in the backward pass: what it keeps of each pair
-    would not fit.
+    would not fit. One that has a `log_sum` needs no chunks.
 
     Args:
         temperature: divides the logits.
@@ -65,6 +65,11 @@ class FullSoftmax(nn.Module):
 
     def _by_pairs(self, similarity: Similarity, queries: Sides, items: Sides, targets: Tensor,
                   weights: Tensor | None) -> Tensor:
+        excluded = torch.arange(count(items), device=targets.device), targets
+        losses = _by_sum(similarity, queries, items, take(items, targets), 1 / self.temperature, None, excluded)
+        if losses is not None:
+            return _weighted_sum(losses, weights)
+
         def of(part: slice) -> Tensor:
             logits = similarity.score({name: side[part] for name, side in queries.items()}, items) / self.temperature
             losses = logits.logsumexp(1) - logits.gather(1, targets[part, None])[:, 0]
@@ -112,7 +117,8 @@ class SampledSoftmax(nn.Module):
             logits = torch.cat([positive[:, None], negative - correction], 1)
             return logits.logsumexp(1) - positive
 
-        return _Pairs(similarity, hidden, users, table, (targets, ids)).total(losses, self.temperature, weights)
+        pairs = _Pairs(similarity, hidden, users, table, (targets, ids))
+        return pairs.total(losses, self.temperature, weights, -correction if self.shared else None)
 
     def _draw(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return ids `(K,)` (or `(T, K)` per event) and their `log(K q)`, same shape."""
@@ -166,25 +172,45 @@ class _Pairs:
         self._users = users
         self._queries = similarity.queries(hidden, users)
         self._targets, self._drawn = _sides(similarity, table, *ids)
+        self._ids = ids
         self._together = ids[1].dim() == 1
         self._hits = ids[1] == ids[0][:, None]
 
-    def total(self, losses: Callable[[Tensor, Tensor], Tensor], temperature: float, weights: Tensor | None) -> Tensor:
+    def total(self, losses: Callable[[Tensor, Tensor], Tensor], temperature: float, weights: Tensor | None,
+              shifts: Tensor | None = None) -> Tensor:
         """Return the weighted sum of `losses` of each stage, and what the similarity adds; `weights` `(T,)`.
 
         `losses` makes `(T,)` of logits of targets `(T,)` and of negatives `(T, K)`, `-inf` of one that is the target.
+        Where that is a softmax, with `shifts` `(K,)` added to logits of negatives, a similarity may sum these up.
         """
         total = torch.zeros((), device=self._hits.device)
         for stage in self._similarity.stages():
-            positive, negative = self._scores(stage)
-            negative = (negative / temperature).masked_fill(self._hits, float("-inf"))
-            total = total + _weighted_sum(losses(positive / temperature, negative), weights)
+            found = None if shifts is None else _by_sum(
+                stage, self._queries, self._drawn, self._targets, 1 / temperature, shifts, self._ids[::-1])
+            if found is None:
+                positive, negative = self._scores(stage)
+                negative = (negative / temperature).masked_fill(self._hits, float("-inf"))
+                found = losses(positive / temperature, negative)
+            total = total + _weighted_sum(found, weights)
         return total + _penalty(self._similarity, self._queries, self._targets, self._users, weights)
 
     def _scores(self, stage: Similarity) -> tuple[Tensor, Tensor]:
         targets = {name: side[:, None] for name, side in self._targets.items()}
         score = stage.score if self._together else stage.score_each
         return stage.score_each(self._queries, targets)[:, 0], score(self._queries, self._drawn)
+
+
+def _by_sum(similarity: Similarity, queries: Sides, items: Sides, targets: Sides, scale: float, shifts: Tensor | None,
+            excluded: tuple[Tensor, Tensor]) -> Tensor | None:
+    """Return the losses `(T,)` of a softmax over `items` and the targets; None: not by a `log_sum` of the similarity.
+
+    Of the items those do not count that are the target of their event, by ids of both; see `Similarity.log_sum`.
+    """
+    others = similarity.log_sum(queries, items, scale=scale, shifts=shifts, excluded=excluded)
+    if others is None:
+        return None
+    each = {name: side[:, None] for name, side in targets.items()}
+    return F.softplus(others - similarity.score_each(queries, each)[:, 0] * scale)
 
 
 def _penalty(similarity: Similarity, queries: Sides, targets: Sides, users: Tensor | None,
