@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...direct import no_kernel, on_device_of
+from ...direct import INTERPRETED, no_kernel, on_device_of
 from ...sizes import power_of_two
 from ..api import Call, Filters, Problem, Terms
 from ..operators import Operators, Summed, registered, registered_sum
@@ -48,7 +48,7 @@ def unusable(call: Call) -> str | None:
 
 
 def unusable_sum(call: Call) -> str | None:
-    """Serve what `unusable` does where padded sizes fit: sums of gradients registers, items of a program the chip."""
+    """Serve half precision where padded sizes fit: sums of gradients in registers, items of a program on the chip."""
     sizes = Sizes.of(*call[2:])
     if sizes.mixed > 64:
         return f"needs at most 64 pairs of components, padded to powers of two, got {sizes.mixed}"
@@ -56,6 +56,8 @@ def unusable_sum(call: Call) -> str | None:
         return f"needs at most 512 numbers an item, padded to powers of two, got {sizes.item_components * sizes.width}"
     if sizes.hidden > 128:
         return f"needs at most 128 hidden numbers, got {call.hidden}"
+    if call.dtype == torch.float32 and not INTERPRETED:
+        return "needs half precision, got torch.float32"
     return no_kernel(call.device, call.dtype)
 
 
