@@ -186,7 +186,7 @@ class _Pairs:
         total = torch.zeros((), device=self._hits.device)
         for stage in self._similarity.stages():
             found = None if shifts is None else _by_sum(
-                stage, self._queries, self._drawn, self._targets, 1 / temperature, shifts, self._ids[::-1])
+                stage, self._queries, self._drawn, self._targets, 1 / temperature, shifts, (self._ids[1], self._ids[0]))
             if found is None:
                 positive, negative = self._scores(stage)
                 negative = (negative / temperature).masked_fill(self._hits, float("-inf"))

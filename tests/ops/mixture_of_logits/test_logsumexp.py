@@ -219,7 +219,8 @@ LABELS = torch.zeros(3, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
 @pytest.mark.parametrize(("changed", "message"), [
     ({"scale": math.nan}, "scale: expected a finite number, got nan"),
     ({"dropout": 1.0}, "dropout: expected a number from 0 to below 1, got 1.0"),
-    ({"dropout": 0.5, "seed": torch.zeros(2)}, "seed: expected an int, or one int64 on cpu, got (2,) torch.float32 on cpu"),
+    ({"dropout": 0.5, "seed": torch.zeros(2)},
+     "seed: expected an int, or one int64 on cpu, got (2,) torch.float32 on cpu"),
     ({"shifts": torch.zeros(2)}, "shifts: expected shape (3,), floating on cpu, got (2,) torch.float32 on cpu"),
     ({"shifts": torch.zeros(3).int()}, "shifts: expected shape (3,), floating on cpu, got (3,) torch.int32 on cpu"),
     ({"excluded": LABELS[::-1]}, "excluded: expected labels of items (3,) and of queries (2,), int64 on cpu, "

@@ -200,7 +200,8 @@ class MixtureOfLogits(Similarity):
         """
         f, a, components, b, gate = self._operands(queries, items)
         low = _products_of(components)
-        call = Call(components.device, low, f.shape[1], *components.shape[1:], self.options.gate_hidden)
+        (_, p_x, width), of_gate = components.shape, self.options.gate_hidden
+        call = Call(components.device, low, f.shape[1], p_x, width, of_gate)
         if low.itemsize > 2 or choose("mixture_of_logits_logsumexp", call).implementation.name == "reference":
             return None
         dropout = self.options.gate_dropout if self.training else 0.0

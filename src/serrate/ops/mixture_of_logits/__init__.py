@@ -1,4 +1,4 @@
-"""Mixture of logits: a learned score of queries and items, of all pairs, of chosen pairs, its best items, and sums to train by."""
+"""Mixture of logits: a score of queries and items, of all pairs, of chosen ones; its best items; sums to train by."""
 
 from .. import select
 from . import cpu, reference, triton

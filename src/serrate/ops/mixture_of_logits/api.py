@@ -1,4 +1,4 @@
-"""The contract of mixture of logits: shapes, numerics, ties, filters, terms, errors and the choice of an implementation."""
+"""The contract of mixture of logits: shapes, numerics, ties, filters, sums, errors, choice of an implementation."""
 
 import math
 from typing import NamedTuple

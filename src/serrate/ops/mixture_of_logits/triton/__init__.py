@@ -40,6 +40,11 @@ class Sizes(NamedTuple):
 _SCORES = 2**25  # that top-k looks at together: 128 MiB
 
 
+def whole(most: int) -> int:
+    """Return how many queries to look at together, at most so many and one at least: parts begin at whole sectors."""
+    return most // 32 * 32 or max(1, most)
+
+
 def unusable(call: Call) -> str | None:
     """Serve CUDA tensors in single and half precision with up to 256 pairs of components, where Triton is installed."""
     if call.components > MOST:
@@ -105,11 +110,11 @@ def _log_sums(problem: Problem, terms: Terms) -> Tensor:
 
     rows, count = len(problem.query_gate), len(problem.item_gate)
     sums = problem.item_gate.new_full((rows,), -torch.inf, dtype=torch.float32)
-    if not count:
+    if not count or not rows:
         return sums
     with on_device_of(sums):
         scorer = Scorer.of(problem)
-        step = max(1, min(rows, _SCORES // count))
+        step = min(rows, whole(_SCORES // count))
         buffer = sums.new_empty(step, count)
         for first in range(0, rows, step):
             scores = buffer[:min(step, rows - first)]

@@ -9,7 +9,7 @@ Sizes are padded to powers of two; no pair weighs what is padded. Factors that t
 leave are taken out at the end.
 """
 
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from ...direct import INTERPRETED
 from ...launch import launched
 from ...sizes import ceil_div
 from ..api import Gate, Problem, Terms
-from . import Sizes
+from . import Sizes, whole
 from .scores import (
     Scorer,
     Tiles,
@@ -35,10 +35,10 @@ from .scores import (
     _logits,
     _shares,
     _stay,
+    _twice_silu_half,
 )
 
 _PROGRAMS = 1024  # enough to fill a device
-_KEEP = 2
 _LOGITS = 2**28  # whose gradients are in memory together: 512 MiB in half precision
 
 
@@ -60,8 +60,8 @@ def gradients(problem: Problem, terms: Terms, log_sums: Tensor, grad: Tensor, ti
         grad: the gradients of these, `(R,)` float32.
         tiles: how to cut the work; None: as is best.
     """
-    _, p_q, width = problem.query_components.shape
-    sizes = Sizes.of(p_q, problem.item_components.shape[1], width, len(problem.gate.first_bias))
+    components = problem.query_components.shape[1], problem.item_components.shape[1]
+    sizes = Sizes.of(*components, problem.item_components.shape[2], len(problem.gate.first_bias))
     p_q, p_x, width, hidden = sizes
     scorer = Scorer.of(_padded(problem, sizes), tiles or tiles_of(sizes, problem.item_gate.dtype))
     rows, count = len(log_sums), len(problem.item_gate)
@@ -70,7 +70,7 @@ def gradients(problem: Problem, terms: Terms, log_sums: Tensor, grad: Tensor, ti
     d_items, d_item_gates = log_sums.new_zeros(count * p_x, width), log_sums.new_zeros(count, sizes.mixed)
     d_first, d_second = (log_sums.new_zeros(hidden, sizes.mixed) for _ in range(2))
     d_first_bias, d_second_bias = log_sums.new_zeros(hidden), log_sums.new_zeros(sizes.mixed)
-    step = max(1, _LOGITS // max(1, p_q * pitch))
+    step = whole(_LOGITS // max(1, p_q * pitch))
     d_logits = items.new_empty(min(rows, step) * p_q, pitch)
     for first in range(0, rows if count else 0, step):
         some = slice(first, min(first + step, rows))
@@ -84,12 +84,12 @@ def gradients(problem: Problem, terms: Terms, log_sums: Tensor, grad: Tensor, ti
 
     def pairs(x: Tensor) -> Tensor:
         apart = x.unflatten(-1, (p_x, p_q)).transpose(-1, -2)
-        return apart[..., :problem.query_components.shape[1], :problem.item_components.shape[1]].flatten(-2)
+        return apart[..., :components[0], :components[1]].flatten(-2)
 
     found = (d_queries, pairs(d_query_gates) / 2, d_items.view(count, p_x, width), pairs(d_item_gates),
              pairs(d_first) * (scorer.inverse / 2), d_first_bias / 2, pairs(d_second).T / 2, pairs(d_second_bias) / 2)
-    given = (*problem[:4], *problem.gate)
-    return [x[tuple(slice(0, size) for size in like.shape)].to(like.dtype) for x, like in zip(found, given, strict=True)]
+    return [x[tuple(map(slice, like.shape))].to(like.dtype)
+            for x, like in zip(found, (*problem[:4], *problem.gate), strict=True)]
 
 
 def _padded(problem: Problem, sizes: Sizes) -> Problem:
@@ -98,7 +98,8 @@ def _padded(problem: Problem, sizes: Sizes) -> Problem:
     components = f.shape[1], g.shape[1]
 
     def put(x: Tensor, *shape: int) -> Tensor:
-        return F.pad(x, [n for size, there in zip(shape[::-1], x.shape[::-1]) for n in (0, size - there)])
+        missing = [size - there for size, there in zip(shape, x.shape, strict=True)]
+        return F.pad(x, [n for size in missing[::-1] for n in (0, size)])
 
     def pairs(x: Tensor) -> Tensor:
         return put(x.unflatten(-1, components), len(x), *sizes[:2]).flatten(1)
@@ -125,14 +126,15 @@ def _launch(problem: Problem, scorer: Scorer, terms: Terms, of_rows: tuple[Tenso
         (tiles, rows, mixed), (groups, count, mixed), (programs, hidden, mixed), (programs, hidden, mixed),
         (programs, hidden), (programs, mixed))]
     excluded = None if terms.excluded is None else (terms.excluded[0], terms.excluded[1][some])
+    dropped = terms.dropped and (*terms.dropped, some.start)
     fast = scorer.items.dtype != torch.float32 and not INTERPRETED
     _gradients[(programs,)](
         scorer.items, scorer.item_gates, scorer.queries[some], scorer.query_gates[some], tuple(scorer.gate),
-        log_sums[some], grad[some], terms.shifts, excluded, terms.dropped, (d_logits, *sums), rows, count, some.start,
-        several, d_logits.shape[1], scorer.inverse, terms.scale, problem.query_components.shape[1],
+        log_sums[some], grad[some], terms.shifts, excluded, dropped, (d_logits, *sums), rows, count, several,
+        d_logits.shape[1], scorer.inverse, terms.scale, problem.query_components.shape[1],
         problem.item_components.shape[1], scorer.queries.shape[1], mixed, hidden, min(hidden, scorer.tiles.hidden),
         scorer.queries.shape[2], scorer.tiles.items, fast, precision(), num_warps=scorer.tiles.warps, num_stages=1,
-        maxnreg=scorer.tiles.registers, KEEP=_KEEP)
+        maxnreg=scorer.tiles.registers)
     return sums
 
 
@@ -180,11 +182,11 @@ def _times(x, y, FAST: tl.constexpr):
 
 
 @launched
-@triton.jit(do_not_specialize=["rows", "count", "first", "several"])
+@triton.jit(do_not_specialize=["rows", "count", "several"])
 def _gradients(items, item_gates, queries, query_gates, gate, log_sums, grads, shifts, excluded, dropped, out, rows,
-               count, first, several, pitch, inverse, scale, P_Q: tl.constexpr, P_X: tl.constexpr, BP_Q: tl.constexpr,
+               count, several, pitch, inverse, scale, P_Q: tl.constexpr, P_X: tl.constexpr, BP_Q: tl.constexpr,
                BP: tl.constexpr, G: tl.constexpr, BG: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
-               FAST: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr = 2):
+               FAST: tl.constexpr, PRECISION: tl.constexpr):
     """What the pairs of BM items and `several` queries give to gradients; programs of the same items are neighbours.
 
     Queries are P_Q of BP_Q components, items P_X of BP_X.
@@ -232,21 +234,15 @@ def _gradients(items, item_gates, queries, query_gates, gate, log_sums, grads, s
         logits = _logits(items, row, queries, asked, resident, BP, BP, D, K, D, True, PRECISION)
         low = logits.to(low_type)
         z = own * own_query + bias[None, :]
-        silus, slopes = (), ()
+        before = ()  # hidden numbers before their SiLU, which is computed twice: registers are dearer
         for part in tl.static_range(PARTS):
             x = _hidden(low, weights[part], PRECISION)
-            silu, slope = _silu_and_slope(x, FAST)
-            low_silu = silu.to(low_type)
-            if KEEP == 2:
-                silus = silus + (low_silu,)  # noqa: RUF005
-                slopes = slopes + (_low(slope, low_type, FAST),)  # noqa: RUF005
-            elif KEEP == 1:
-                silus = silus + (_low(x, low_type, FAST),)  # noqa: RUF005
-            z = tl.dot(low_silu, weights[part][1], z, input_precision=PRECISION)
+            before = before + (_low(x, low_type, FAST),)  # noqa: RUF005
+            z = tl.dot(_twice_silu_half(x, FAST).to(low_type), weights[part][1], z, input_precision=PRECISION)
         w, slope = _silu_and_slope(z, FAST)
         stay = None
         if dropped is not None:
-            stay = _stay(dropped, first + r, item, pair)
+            stay = _stay(dropped, r, item, pair)
         if P_Q != BP_Q or P_X != BP_X:
             w = tl.where(real[None, :], w, float("-inf"))
         weight, share = _shares(w, stay, FAST)
@@ -265,18 +261,10 @@ def _gradients(items, item_gates, queries, query_gates, gate, log_sums, grads, s
         d_bias = tl.dot(row_of_ones, low_z, d_bias, input_precision=PRECISION)
         firsts, seconds, biases = (), (), ()
         for part in tl.static_range(PARTS):
-            if KEEP == 2:
-                low_silu = silus[part]
-                slope = slopes[part]
-            else:
-                if KEEP == 1:
-                    x = silus[part].to(tl.float32)
-                else:
-                    x = _hidden(low, weights[part], PRECISION)
-                silu, slope = _silu_and_slope(x, FAST)
-                low_silu = silu.to(low_type)
-                slope = _low(slope, low_type, FAST)
-            low_hidden = _times(tl.dot(low_z, weights[part][1].T, input_precision=PRECISION), slope, FAST)
+            silu, slope_of_hidden = _silu_and_slope(before[part].to(tl.float32), FAST)
+            low_silu = silu.to(low_type)
+            low_hidden = _times(tl.dot(low_z, weights[part][1].T, input_precision=PRECISION),
+                                _low(slope_of_hidden, low_type, FAST), FAST)
             d_logits = tl.dot(low_hidden, weights[part][0].T, d_logits, input_precision=PRECISION)
             firsts = firsts + (tl.dot(low_hidden.T, low, d_first[part], input_precision=PRECISION),)  # noqa: RUF005
             seconds = seconds + (tl.dot(low_silu.T, low_z, d_second[part], input_precision=PRECISION),)  # noqa: RUF005

@@ -104,22 +104,22 @@ class Scorer(NamedTuple):
         if allowed is not None:
             allowed = allowed[first // 8:] if bits else allowed[first:].view(torch.uint8)
         part = self._replace(items=self.items[first:], item_gates=self.item_gates[first:])
-        part._fill(out, allowed, None, 0, candidates, bits)
+        part._fill(out, allowed, None, candidates, bits)
 
     def some(self, first: int, out: Tensor, dropped: tuple[Tensor, int] | None) -> None:
         """Fill `out` `(C, V)` with the scores of queries from `first` on and all items; see `Terms.dropped`."""
-        last = first + len(out)
-        part = self._replace(queries=self.queries[first:last], query_gates=self.query_gates[first:last])
-        part._fill(out, None, dropped, first)
+        some = slice(first, first + len(out))
+        part = self._replace(queries=self.queries[some], query_gates=self.query_gates[some])
+        part._fill(out, None, dropped and (*dropped, first))
 
-    def _fill(self, out: Tensor, allowed: Tensor | None, dropped: tuple[Tensor, int] | None, first: int,
+    def _fill(self, out: Tensor, allowed: Tensor | None, dropped: tuple[Tensor, int, int] | None,
               candidates: bool = False, bits: bool = False) -> None:
         rows, count = out.shape
         tiles = ceil_div(count, self.tiles.items)
         several = ceil_div(rows, min(rows, ceil_div(_PROGRAMS, tiles)))
         _every[(tiles * ceil_div(rows, several),)](
             self.items, self.item_gates, allowed, self.queries, self.query_gates, tuple(self.gate), dropped, out, rows,
-            count, out.stride(0), self.inverse, several, first, candidates, bits, **self._sizes())
+            count, out.stride(0), self.inverse, several, candidates, bits, **self._sizes())
 
     def each(self, ids: Tensor, out: Tensor) -> None:
         """Fill `out` `(R, K)` with the scores of each query and the items `ids` `(R, K)`, both contiguous."""
@@ -333,8 +333,8 @@ def _pairs(P: tl.constexpr, BP: tl.constexpr, P_X: tl.constexpr, APART: tl.const
 
 @triton.jit
 def _stay(dropped, query, items, pairs):
-    """Which weights (BM, BP) of the pairs of a query and items stay."""
-    bits = query_bits(dropped[0], pairs, query)
+    """Which weights (BM, BP) of the pairs of a query and items stay: by seed, threshold, and the place of query 0."""
+    bits = query_bits(dropped[0], pairs, dropped[2] + query)
     return mixed(bits[None, :] ^ key_bits(dropped[0], items)[:, None]) >= dropped[1]
 
 
@@ -383,10 +383,10 @@ def _reciprocal(x, FAST: tl.constexpr):
 
 
 @launched
-@triton.jit(do_not_specialize=["rows", "count", "out_stride", "several", "first"],
+@triton.jit(do_not_specialize=["rows", "count", "out_stride", "several"],
             do_not_specialize_on_alignment=["allowed", "out"])
 def _every(items, item_gates, allowed, queries, query_gates, gate, dropped, out, rows, count, out_stride, inverse,
-           several, first, CANDIDATES: tl.constexpr, BITS: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, G: tl.constexpr,
+           several, CANDIDATES: tl.constexpr, BITS: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, G: tl.constexpr,
            BG: tl.constexpr, RESIDENT: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BK: tl.constexpr,
            BM: tl.constexpr, STAGES: tl.constexpr, APART: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr):
     """The scores of BM items and `several` queries; programs of the same items stand beside each other."""
@@ -423,7 +423,7 @@ def _every(items, item_gates, allowed, queries, query_gates, gate, dropped, out,
         given = own * tl.load(query_gates + r * BP + column)[None, :] + bias[None, :]
         stay = None
         if dropped is not None:
-            stay = _stay(dropped, first + r, item, _pairs(P, BP, K // D, APART))
+            stay = _stay(dropped, r, item, _pairs(P, BP, K // D, APART))
         scores = _mixed(logits, given, weights, gate, stay, inverse, P, BP, G, BG, RESIDENT, FAST, PRECISION)
         if CANDIDATES:
             scores = tl.where(scores == scores, scores, float("-inf"))
