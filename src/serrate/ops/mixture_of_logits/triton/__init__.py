@@ -107,6 +107,7 @@ mixture_of_logits, mixture_of_logits_each, mixture_of_logits_top_k = registered(
 def _log_sums(problem: Problem, terms: Terms) -> Tensor:
     """Return the sums `(R,)`, of some queries at a time, whose scores a buffer holds."""
     from .scores import Scorer
+    from .sums import sum_rows
 
     rows, count = len(problem.query_gate), len(problem.item_gate)
     sums = problem.item_gate.new_full((rows,), -torch.inf, dtype=torch.float32)
@@ -117,15 +118,10 @@ def _log_sums(problem: Problem, terms: Terms) -> Tensor:
         step = min(rows, whole(_SCORES // count))
         buffer = sums.new_empty(step, count)
         for first in range(0, rows, step):
-            scores = buffer[:min(step, rows - first)]
+            some = slice(first, min(first + step, rows))
+            scores = buffer[:some.stop - first]
             scorer.some(first, scores, terms.dropped)
-            scores *= terms.scale
-            if terms.shifts is not None:
-                scores += terms.shifts
-            if terms.excluded is not None:
-                items, queries = terms.excluded
-                scores.masked_fill_(items == queries[first:first + step, None], -torch.inf)
-            sums[first:first + step] = scores.logsumexp(1)
+            sum_rows(scores, terms, some, sums[some])
     return sums
 
 
