@@ -45,13 +45,19 @@ class FullSoftmax(nn.Module):
         if similarity is None:
             return self._of_products(hidden, table, targets, weights)
         queries, items = similarity.queries(hidden, users), similarity.items(table)
-        losses = [
-            self._of_products(queries[stage.part], items[stage.part], targets, weights)
-            if isinstance(stage, DotProduct) else self._by_pairs(stage, queries, items, targets, weights)
-            for stage in similarity.stages()]
         if isinstance(similarity, DotProduct):  # one stage, and no penalty that its targets need be gathered for
-            return losses[0]
-        return torch.stack(losses).sum() + _penalty(similarity, queries, take(items, targets), users, weights)
+            return self._of_products(queries[similarity.part], items[similarity.part], targets, weights)
+        own = take(items, targets)
+        excluded = torch.arange(count(items), device=targets.device), targets
+        losses = []
+        for stage in similarity.stages():
+            if isinstance(stage, DotProduct):
+                losses.append(self._of_products(queries[stage.part], items[stage.part], targets, weights))
+                continue
+            found = _by_sum(stage, queries, items, own, 1 / self.temperature, None, excluded)
+            losses.append(self._by_pairs(stage, queries, items, targets, weights) if found is None
+                          else _weighted_sum(found, weights))
+        return torch.stack(losses).sum() + _penalty(similarity, queries, own, users, weights)
 
     def _of_products(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         most = self.chunk_logits or _CHUNK_LOGITS.get(hidden.device.type, 2**27)
@@ -65,11 +71,6 @@ class FullSoftmax(nn.Module):
 
     def _by_pairs(self, similarity: Similarity, queries: Sides, items: Sides, targets: Tensor,
                   weights: Tensor | None) -> Tensor:
-        excluded = torch.arange(count(items), device=targets.device), targets
-        losses = _by_sum(similarity, queries, items, take(items, targets), 1 / self.temperature, None, excluded)
-        if losses is not None:
-            return _weighted_sum(losses, weights)
-
         def of(part: slice) -> Tensor:
             logits = similarity.score({name: side[part] for name, side in queries.items()}, items) / self.temperature
             losses = logits.logsumexp(1) - logits.gather(1, targets[part, None])[:, 0]

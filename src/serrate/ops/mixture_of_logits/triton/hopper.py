@@ -9,7 +9,12 @@ last, do not stay in registers. Products of the gate's gradients are under way w
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
 
 from ...launch import launched
 
@@ -169,11 +174,11 @@ def gradients_of_tiles(items, item_gates, queries, query_gates, gate, log_sums, 
     no_hidden = gl.full([BM, BG], 0.0, gl.float32, lh)
     d_item_gates = gl.full([BM, BP], 0.0, gl.float32, lp)
     d_bias = gl.sum(d_item_gates.reshape([4, 2, 8, BP]), 1)
-    d_first, d_second, d_hidden_bias = (), (), ()
+    sums = ()
     for _ in gl.static_range(PARTS):
-        d_first = d_first + (gl.full([BG, BP], 0.0, gl.float32, lp),)
-        d_second = d_second + (gl.full([BG, BP], 0.0, gl.float32, lp),)
-        d_hidden_bias = d_hidden_bias + (gl.full([BG, 8], 0.0, gl.float32, lo),)
+        sums = sums + (warpgroup_mma_init(gl.full([BG, BP], 0.0, gl.float32, lp)),
+                       warpgroup_mma_init(gl.full([BG, BP], 0.0, gl.float32, lp)),
+                       warpgroup_mma_init(gl.full([BG, 8], 0.0, gl.float32, lo)))
     # by query component, and along items: BP_X beside each other
     stored: gl.constexpr = _stored(BP_Q, BP_X)
     to_row = gl.arange(0, BM, gl.SliceLayout(1, stored))[:, None]
@@ -195,7 +200,12 @@ def gradients_of_tiles(items, item_gates, queries, query_gates, gate, log_sums, 
         for m in gl.static_range(BP_X):
             own_part = item_smem[m].index(zero)
             parts = parts + (warpgroup_mma(own_part, query, no_logits, use_acc=False, is_async=True),)
-        logits = _side_by_side(warpgroup_mma_wait(0, parts), BP, lp)
+        found = warpgroup_mma_wait(0, parts + sums)
+        parts = ()
+        for m in gl.static_range(BP_X):
+            parts = parts + (found[m],)
+        gl.thread_barrier()
+        logits = _side_by_side(parts, BP, lp)
         low = logits.to(dtype)
         low_smem[0].index(zero).store(low)
         low_rows = gl.convert_layout(low, to_hidden)
@@ -259,28 +269,22 @@ def gradients_of_tiles(items, item_gates, queries, query_gates, gate, log_sums, 
         sums = ()
         for part in gl.static_range(PARTS):
             across, silus = hidden_smem[part].index(zero).permute([1, 0]), silu_smem[part].index(zero).permute([1, 0])
-            sums = sums + (warpgroup_mma(across, low_smem[0].index(zero), d_first[part], is_async=True),
-                           warpgroup_mma(silus, z_smem[0].index(zero), d_second[part], is_async=True),
-                           warpgroup_mma(across, ones_smem[0].index(zero), d_hidden_bias[part], is_async=True))
+            sums = sums + (warpgroup_mma(across, low_smem[0].index(zero), found[BP_X + 3 * part], is_async=True),
+                           warpgroup_mma(silus, z_smem[0].index(zero), found[BP_X + 3 * part + 1], is_async=True),
+                           warpgroup_mma(across, ones_smem[0].index(zero), found[BP_X + 3 * part + 2], is_async=True))
         d_logits = warpgroup_mma_wait(3 * PARTS, (d_logits,) + kept)[0]
         by_query = d_logits.to(dtype).reshape([BM, BP_X, BP_Q]).permute([0, 2, 1]).reshape([BM, BP])
         gl.store(out[0] + gl.cast(r, gl.int64) * BP_Q * pitch + tile * (BM * BP_X) + along,
                  gl.convert_layout(by_query, stored))
-        sums = warpgroup_mma_wait(0, sums)
-        d_first, d_second, d_hidden_bias = (), (), ()
-        for part in gl.static_range(PARTS):
-            d_first = d_first + (sums[3 * part],)
-            d_second = d_second + (sums[3 * part + 1],)
-            d_hidden_bias = d_hidden_bias + (sums[3 * part + 2],)
-
+    sums = warpgroup_mma_wait(0, sums)
     gl.store(out[2] + (group * gl.cast(count, gl.int64) + item[:, None]) * BP + column[None, :], d_item_gates,
              mask=there[:, None])
     program = gl.cast(gl.program_id(0), gl.int64)
     for part in gl.static_range(PARTS):
         hidden = program * G + part * BG + gl.arange(0, BG, lines)
-        gl.store(out[3] + hidden[:, None] * BP + column[None, :], d_first[part])
-        gl.store(out[4] + hidden[:, None] * BP + column[None, :], d_second[part])
-        one = gl.max(d_hidden_bias[part], 1)  # all eight columns are alike
+        gl.store(out[3] + hidden[:, None] * BP + column[None, :], sums[3 * part])
+        gl.store(out[4] + hidden[:, None] * BP + column[None, :], sums[3 * part + 1])
+        one = gl.max(sums[3 * part + 2], 1)  # all eight columns are alike
         gl.store(out[5] + program * G + part * BG + gl.arange(0, BG, one.type.layout), one)
     total = gl.sum(gl.sum(d_bias, 1), 0)
     gl.store(out[6] + program * BP + gl.arange(0, BP, total.type.layout), total)
