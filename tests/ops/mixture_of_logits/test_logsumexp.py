@@ -18,9 +18,8 @@ from serrate.testing import assert_within_budget
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES = ("query_components", "query_gate", "item_components", "item_gate", *Gate._fields)
 # of what kernels serve: the other cases ask for more components, wider ones or a wider gate
-SERVED = ("no queries", "no items", "one item", "one pair of components", "odd sizes", "published", "more components",
-          "sharp", "low temperature", "parts of larger tensors")
-EVERY = [case for case in CASES if case.name in SERVED]
+SERVED = ("no queries", "no items", "one item", "odd sizes", "published", "more components", "sharp", "low temperature",
+          "parts of larger tensors")
 
 every_implementation = pytest.mark.parametrize(
     "name", [each.name for each in implementations("mixture_of_logits_logsumexp")])
@@ -47,6 +46,8 @@ class Sum:
 
 
 SUMS = {"plain": Sum(), "all": Sum(0.7, True, True, 0.3)}
+EVERY = [pytest.param(case, wanted, id=f"{case.name}-{name}") for case in CASES if case.name in SERVED
+         for name, wanted in SUMS.items() if name == "all" or case.name in ("one item", "published")]
 
 
 def usable(name: str, case: Case, dtype: torch.dtype, device: str) -> None:
@@ -115,8 +116,7 @@ def test_the_oracle_sums_scores():
 
 @every_device
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
-@pytest.mark.parametrize("wanted", SUMS.values(), ids=SUMS)
+@pytest.mark.parametrize(("case", "wanted"), EVERY)
 @every_implementation
 def test_sums_and_gradients_keep_the_numerics_promise(name, wanted, case, dtype, device):
     usable(name, case, dtype, device)

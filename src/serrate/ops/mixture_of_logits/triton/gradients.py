@@ -17,7 +17,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...attention.triton.plan import _has_gluon
 from ...attention.triton.tile import precision
 from ...direct import INTERPRETED
 from ...launch import launched
@@ -39,7 +38,6 @@ from .scores import (
     _twice_silu_half,
 )
 
-HOPPER = None
 _PROGRAMS = 1024  # enough to fill a device
 _LOGITS = 2**28  # whose gradients are in memory together: 512 MiB in half precision
 
@@ -116,41 +114,28 @@ def _launch(problem: Problem, scorer: Scorer, terms: Terms, of_rows: tuple[Tenso
             d_logits: Tensor) -> list[Tensor]:
     """Fill `d_logits` for `some` queries; return sums of parts of all else.
 
-    What is added up over their first axis: (tiles, rows, BP) for gates of queries, or of each warp of a tile;
-    (groups, V, BP) for gates of items; (programs, …) for the gate: its weights, (G, BP) both, and its biases.
+    What is added up over their first axis: (tiles, rows, BP) for gates of queries, (groups, V, BP) for gates of items,
+    (programs, …) for the gate: its weights, (G, BP) both, and its biases.
     """
     (log_sums, grad), rows, count = of_rows, some.stop - some.start, len(scorer.item_gates)
     tiles, (mixed, hidden) = ceil_div(count, scorer.tiles.items), scorer.gate.second_weight.shape
     several = ceil_div(rows, min(rows, ceil_div(_PROGRAMS, tiles)))
     groups = ceil_div(rows, several)
     programs = tiles * groups
-    hopper = _on_hopper(scorer) if HOPPER is None else HOPPER
     sums = [log_sums.new_empty(shape) for shape in (
-        (tiles * (4 if hopper else 1), rows, mixed), (groups, count, mixed), (programs, hidden, mixed),
+        (tiles, rows, mixed), (groups, count, mixed), (programs, hidden, mixed),
         (programs, hidden, mixed), (programs, hidden), (programs, mixed))]
     excluded = None if terms.excluded is None else (terms.excluded[0], terms.excluded[1][some])
     dropped = terms.dropped and (*terms.dropped, some.start)
     fast = scorer.items.dtype != torch.float32 and not INTERPRETED
-    arguments = (scorer.items, scorer.item_gates, scorer.queries[some], scorer.query_gates[some], tuple(scorer.gate),
-                 log_sums[some], grad[some], terms.shifts, excluded, dropped, (d_logits, *sums), rows, count, several,
-                 d_logits.shape[1], scorer.inverse, terms.scale, problem.query_components.shape[1],
-                 problem.item_components.shape[1], scorer.queries.shape[1], mixed, hidden)
-    if hopper:
-        from .hopper import gradients_of_tiles
-
-        gradients_of_tiles[(programs,)](*arguments, scorer.queries.shape[2], num_warps=4)
-        return sums
-    _gradients[(programs,)](*arguments, min(hidden, scorer.tiles.hidden), scorer.queries.shape[2], scorer.tiles.items,
-                            fast, precision(), num_warps=scorer.tiles.warps, num_stages=1,
-                            maxnreg=scorer.tiles.registers)
+    _gradients[(programs,)](
+        scorer.items, scorer.item_gates, scorer.queries[some], scorer.query_gates[some], tuple(scorer.gate),
+        log_sums[some], grad[some], terms.shifts, excluded, dropped, (d_logits, *sums), rows, count, several,
+        d_logits.shape[1], scorer.inverse, terms.scale, problem.query_components.shape[1],
+        problem.item_components.shape[1], scorer.queries.shape[1], mixed, hidden, min(hidden, scorer.tiles.hidden),
+        scorer.queries.shape[2], scorer.tiles.items, fast, precision(), num_warps=scorer.tiles.warps, num_stages=1,
+        maxnreg=scorer.tiles.registers)
     return sums
-
-
-def _on_hopper(scorer: Scorer) -> bool:
-    """Whether the kernel in `hopper` serves: sums of 32 pairs at most, 64 hidden numbers at a time, several items'."""
-    (mixed, hidden), (_, components, width) = scorer.gate.second_weight.shape, scorer.queries.shape
-    sizes = components < mixed <= 32 and hidden >= 64 and width <= 256
-    return sizes and scorer.items.is_cuda and scorer.items.dtype.itemsize == 2 and _has_gluon(scorer.items.device)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
