@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from serrate.errors import InvalidArgument
 from serrate.nn import BinaryCrossEntropy, DotProduct, FullSoftmax, MixtureOfLogits, MixtureOptions, SampledSoftmax
 from serrate.nn.similarity import take
+from serrate.ops.mixture_of_logits import mixture_of_logits_logsumexp
 
 ITEMS, WIDTH = 13, 6
 
@@ -374,6 +375,64 @@ def test_what_a_chunk_drops_stays_dropped_in_the_backward_pass():
     whole = F.cross_entropy(similarity.score(queries, items), targets, reduction="sum")
     whole = whole + 5 * similarity.penalty(queries, take(items, targets))
     torch.testing.assert_close(gradient(5 * ITEMS), torch.autograd.grad(whole, hidden)[0])
+
+
+@pytest.mark.parametrize("loss", [FullSoftmax(temperature=0.5), SampledSoftmax(torch.arange(ITEMS), 9, smoothing=1.0),
+                                  SampledSoftmax(torch.ones(ITEMS), 40, temperature=0.5)], ids=["full", "few", "many"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_similarity_may_sum_over_items_itself(loss, weighted, monkeypatch):
+    hidden, table, targets, weights = material(6)
+    weights = weights if weighted else None
+    similarity = mixture(load_balancing=0.01, stage_one_width=4).double()
+    leaves, calls = [hidden, table, *similarity.parameters()], []
+
+    def log_sum(queries, items, **terms):
+        calls.append(terms)
+        return mixture_of_logits_logsumexp(*similarity._operands(queries, items), temperature=similarity.temperature,
+                                           implementation="reference", **terms)
+
+    def taught() -> torch.Tensor:
+        torch.manual_seed(1)
+        return loss(hidden, table, targets, weights, similarity=similarity)
+
+    expected = taught()
+    monkeypatch.setattr(similarity, "log_sum", log_sum)
+    got = taught()
+    assert len(calls) == 1  # of the mixture alone: stage one is a product
+    assert_same(got, expected, leaves)
+
+
+def test_a_mixture_sums_by_itself_where_kernels_do():
+    hidden, table, _, _ = material(6, torch.float32)
+    similarity = mixture()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert similarity.log_sum(similarity.queries(hidden), similarity.items(table)) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loss", [FullSoftmax(), SampledSoftmax(torch.ones(500), 300)], ids=["full", "shared"])
+def test_on_a_gpu_sums_of_kernels_teach_the_same(loss, monkeypatch):
+    generator = torch.Generator("cuda").manual_seed(0)
+    hidden, table = (torch.randn(n, 32, generator=generator, device="cuda", requires_grad=True) for n in (100, 500))
+    targets = torch.randint(500, (100,), generator=generator, device="cuda")
+    similarity = MixtureOfLogits(32).cuda().eval()
+    leaves, loss = [hidden, table, *similarity.parameters()], loss.cuda()
+
+    def taught() -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(1)
+        with torch.autocast("cuda", torch.bfloat16):
+            total = loss(hidden, table, targets, similarity=similarity)
+        return total.detach(), *torch.autograd.grad(total, leaves)
+
+    by_kernels = taught()
+    monkeypatch.setattr(similarity, "log_sum", lambda *arguments, **terms: None)
+    for one, other in zip(by_kernels, taught(), strict=True):
+        assert (one - other).norm() <= 0.02 * other.norm()
+    similarity.train()
+    monkeypatch.undo()
+    dropped = taught()
+    assert torch.equal(dropped[0], taught()[0])
+    assert not torch.equal(dropped[0], by_kernels[0])
 
 
 def test_no_events_and_the_full_softmax_of_a_mixture():

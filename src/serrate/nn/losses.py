@@ -26,7 +26,7 @@ class FullSoftmax(nn.Module):
     """Cross-entropy over the whole catalogue, in chunks of events: the `(T, V)` logits never exist at once.
 
     Of a similarity that is no dot product a chunk is scored again in the backward pass: what it keeps of each pair
-    would not fit.
+    would not fit. One that has a `log_sum` needs no chunks.
 
     Args:
         temperature: divides the logits.
@@ -45,13 +45,19 @@ class FullSoftmax(nn.Module):
         if similarity is None:
             return self._of_products(hidden, table, targets, weights)
         queries, items = similarity.queries(hidden, users), similarity.items(table)
-        losses = [
-            self._of_products(queries[stage.part], items[stage.part], targets, weights)
-            if isinstance(stage, DotProduct) else self._by_pairs(stage, queries, items, targets, weights)
-            for stage in similarity.stages()]
         if isinstance(similarity, DotProduct):  # one stage, and no penalty that its targets need be gathered for
-            return losses[0]
-        return torch.stack(losses).sum() + _penalty(similarity, queries, take(items, targets), users, weights)
+            return self._of_products(queries[similarity.part], items[similarity.part], targets, weights)
+        own = take(items, targets)
+        excluded = torch.arange(count(items), device=targets.device), targets
+        losses = []
+        for stage in similarity.stages():
+            if isinstance(stage, DotProduct):
+                losses.append(self._of_products(queries[stage.part], items[stage.part], targets, weights))
+                continue
+            found = _by_sum(stage, queries, items, own, 1 / self.temperature, None, excluded)
+            losses.append(self._by_pairs(stage, queries, items, targets, weights) if found is None
+                          else _weighted_sum(found, weights))
+        return torch.stack(losses).sum() + _penalty(similarity, queries, own, users, weights)
 
     def _of_products(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         most = self.chunk_logits or _CHUNK_LOGITS.get(hidden.device.type, 2**27)
@@ -112,7 +118,8 @@ class SampledSoftmax(nn.Module):
             logits = torch.cat([positive[:, None], negative - correction], 1)
             return logits.logsumexp(1) - positive
 
-        return _Pairs(similarity, hidden, users, table, (targets, ids)).total(losses, self.temperature, weights)
+        pairs = _Pairs(similarity, hidden, users, table, (targets, ids))
+        return pairs.total(losses, self.temperature, weights, -correction if self.shared else None)
 
     def _draw(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return ids `(K,)` (or `(T, K)` per event) and their `log(K q)`, same shape."""
@@ -166,25 +173,45 @@ class _Pairs:
         self._users = users
         self._queries = similarity.queries(hidden, users)
         self._targets, self._drawn = _sides(similarity, table, *ids)
+        self._ids = ids
         self._together = ids[1].dim() == 1
         self._hits = ids[1] == ids[0][:, None]
 
-    def total(self, losses: Callable[[Tensor, Tensor], Tensor], temperature: float, weights: Tensor | None) -> Tensor:
+    def total(self, losses: Callable[[Tensor, Tensor], Tensor], temperature: float, weights: Tensor | None,
+              shifts: Tensor | None = None) -> Tensor:
         """Return the weighted sum of `losses` of each stage, and what the similarity adds; `weights` `(T,)`.
 
         `losses` makes `(T,)` of logits of targets `(T,)` and of negatives `(T, K)`, `-inf` of one that is the target.
+        Where that is a softmax, with `shifts` `(K,)` added to logits of negatives, a similarity may sum these up.
         """
         total = torch.zeros((), device=self._hits.device)
         for stage in self._similarity.stages():
-            positive, negative = self._scores(stage)
-            negative = (negative / temperature).masked_fill(self._hits, float("-inf"))
-            total = total + _weighted_sum(losses(positive / temperature, negative), weights)
+            found = None if shifts is None else _by_sum(
+                stage, self._queries, self._drawn, self._targets, 1 / temperature, shifts, (self._ids[1], self._ids[0]))
+            if found is None:
+                positive, negative = self._scores(stage)
+                negative = (negative / temperature).masked_fill(self._hits, float("-inf"))
+                found = losses(positive / temperature, negative)
+            total = total + _weighted_sum(found, weights)
         return total + _penalty(self._similarity, self._queries, self._targets, self._users, weights)
 
     def _scores(self, stage: Similarity) -> tuple[Tensor, Tensor]:
         targets = {name: side[:, None] for name, side in self._targets.items()}
         score = stage.score if self._together else stage.score_each
         return stage.score_each(self._queries, targets)[:, 0], score(self._queries, self._drawn)
+
+
+def _by_sum(similarity: Similarity, queries: Sides, items: Sides, targets: Sides, scale: float, shifts: Tensor | None,
+            excluded: tuple[Tensor, Tensor]) -> Tensor | None:
+    """Return the losses `(T,)` of a softmax over `items` and the targets; None: not by a `log_sum` of the similarity.
+
+    Of the items those do not count that are the target of their event, by ids of both; see `Similarity.log_sum`.
+    """
+    others = similarity.log_sum(queries, items, scale=scale, shifts=shifts, excluded=excluded)
+    if others is None:
+        return None
+    each = {name: side[:, None] for name, side in targets.items()}
+    return F.softplus(others - similarity.score_each(queries, each)[:, 0] * scale)
 
 
 def _penalty(similarity: Similarity, queries: Sides, targets: Sides, users: Tensor | None,

@@ -13,7 +13,7 @@ import pytest
 
 from serrate.ops.mixture_of_logits.cases import CASES
 
-SUITE = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("mixture_of_logits", "stream")]
+SUITE = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("mixture_of_logits", "logsumexp", "stream")]
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton has no package for this system")

@@ -36,7 +36,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 def usable(name: str, case: Case, dtype: torch.dtype, device: str) -> None:
     """Skip the test, with the reason, where the implementation cannot serve the case."""
-    call = Call(torch.device(device), dtype, case.mixed)
+    call = Call(torch.device(device), dtype, case.query_components, case.item_components, case.width, case.hidden)
     reason = next(each for each in implementations("mixture_of_logits") if each.name == name).unusable(call)
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
@@ -308,11 +308,11 @@ def test_a_gradient_is_refused(name):
 
 def test_the_automatic_choice():
     for operation in ("mixture_of_logits", "mixture_of_logits_each", "mixture_of_logits_top_k"):
-        call = Call(torch.device("cpu"), torch.float32, 32)
+        call = Call(torch.device("cpu"), torch.float32, 8, 4, 64, 128)
         assert choose(operation, call).implementation.name in ("cpu", "triton")  # the latter under its interpreter
         on_gpu = call._replace(device=torch.device("cuda"))
         assert choose(operation, on_gpu._replace(dtype=torch.float64)).implementation.name == "reference"
-        assert choose(operation, on_gpu._replace(components=257)).implementation.name == "reference"
+        assert choose(operation, on_gpu._replace(query_components=65)).implementation.name == "reference"
 
 
 def test_an_implementation_that_cannot_serve_is_refused():

@@ -11,6 +11,7 @@ from serrate.ops.mixture_of_logits import (
     bench,
     mixture_of_logits,
     mixture_of_logits_each,
+    mixture_of_logits_logsumexp,
     mixture_of_logits_top_k,
 )
 from serrate.ops.mixture_of_logits.cases import WORKLOADS, Case
@@ -41,6 +42,42 @@ def test_every_size(dtype, p_q, p_x, width, hidden):
     ids = torch.randint(0, 1000, (5, 300), device="cuda")
     each = mixture_of_logits_each(*problem[:5], temperature=case.temperature, ids=ids, implementation="triton")
     assert_within_budget(each, oracle.gather(1, ids), bench.eagerly(problem).gather(1, ids))
+
+
+@pytest.mark.parametrize(("p_q", "p_x", "width", "hidden"), [
+    (1, 1, 1, 1), (3, 5, 25, 50), (8, 4, 64, 128), (7, 3, 50, 100), (8, 2, 16, 64), (8, 4, 128, 128), (8, 2, 256, 70),
+    (32, 1, 32, 128), (8, 8, 32, 128), (8, 4, 64, 32)])
+def test_gradients_of_every_size(p_q, p_x, width, hidden):
+    problem = Case("", 9, 333, p_q, p_x, width, hidden).problem(torch.bfloat16, "cuda")
+    labels = torch.arange(333, device="cuda") // 2, torch.arange(9, device="cuda")
+    found = []
+    for name, wanted in (("triton", torch.bfloat16), ("triton", torch.bfloat16), ("reference", torch.float64)):
+        leaves = [x.to(wanted).requires_grad_() for x in (*problem[:4], *problem.gate)]
+        out = mixture_of_logits_logsumexp(*leaves[:4], Gate(*leaves[4:]), temperature=0.05, excluded=labels,
+                                          dropout=0.2, seed=3, implementation=name)
+        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
+    for one, again, exact in zip(*found, strict=True):
+        assert torch.equal(one, again)
+        assert (one - exact).norm() <= 0.02 * exact.norm().clamp(min=0.1)  # a gate of one component has no gradient
+
+
+def test_captured_sums_and_gradients_follow_new_values_and_seeds():
+    problem = PUBLISHED.problem(torch.bfloat16, "cuda")
+    leaves = [x.requires_grad_() for x in (*problem[:4], *problem.gate)]
+    seed = torch.tensor(1, device="cuda")
+
+    def run():
+        out = mixture_of_logits_logsumexp(*leaves[:4], Gate(*leaves[4:]), temperature=0.05, dropout=0.2, seed=seed)
+        return out.detach(), *torch.autograd.grad(out.sum(), leaves)
+
+    def changes():
+        for _ in range(2):
+            with torch.no_grad():
+                leaves[1].normal_()
+            seed.add_(1)
+            yield
+
+    assert_captured(run, changes())
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

@@ -86,6 +86,21 @@ class Similarity(nn.Module):
         """
         return None
 
+    def log_sum(self, queries: Sides, items: Sides, *, scale: float = 1.0, shifts: Tensor | None = None,
+                excluded: tuple[Tensor, Tensor] | None = None) -> Tensor | None:
+        """Return `log Σ exp(scale · score + shift)` `(R,)` over the items; None: by `score` and in chunks it is to be.
+
+        For a similarity that trains without the scores of all pairs ever being there.
+
+        Args:
+            queries: sides `(R, …)`.
+            items: sides `(V, …)`.
+            scale: of the scores.
+            shifts: `(V,)`, without a gradient; None: 0.
+            excluded: labels of items `(V,)` and of queries `(R,)` int64; equal ones are no pair. None: all are.
+        """
+        return None
+
     def penalty(self, queries: Sides, items: Sides, *, users: Tensor | None = None,
                 weights: Tensor | None = None) -> Tensor:
         """Return what training adds to the mean loss of an event, a scalar; 0 unless a similarity says otherwise.

@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import InvalidArgument
-from ...ops.mixture_of_logits import Gate, mixture_of_logits, mixture_of_logits_each, mixture_of_logits_top_k
+from ...ops.dropout import drawn_seed
+from ...ops.mixture_of_logits import (
+    Call,
+    Gate,
+    mixture_of_logits,
+    mixture_of_logits_each,
+    mixture_of_logits_logsumexp,
+    mixture_of_logits_top_k,
+)
+from ...ops.select import choose
 from .base import Sides, Similarity
 from .dot import DotProduct
 
@@ -183,6 +192,23 @@ class MixtureOfLogits(Similarity):
         return mixture_of_logits_top_k(*self._operands(queries, items), k, temperature=self.options.temperature,
                                        exclude=exclude, allowed=allowed)
 
+    def log_sum(self, queries: Sides, items: Sides, *, scale: float = 1.0, shifts: Tensor | None = None,
+                excluded: tuple[Tensor, Tensor] | None = None) -> Tensor | None:
+        """Return the logarithm of a sum over the items `(R,)`, see `Similarity.log_sum`; where kernels make it.
+
+        These are of half precision, as under autocast. The draw of dropout is another one than `score` has.
+        """
+        f, a, components, b, gate = self._operands(queries, items)
+        low = _products_of(components)
+        (_, p_x, width), of_gate = components.shape, self.options.gate_hidden
+        call = Call(components.device, low, f.shape[1], p_x, width, of_gate)
+        if low.itemsize > 2 or choose("mixture_of_logits_logsumexp", call).implementation.name == "reference":
+            return None
+        dropout = self.options.gate_dropout if self.training else 0.0
+        return mixture_of_logits_logsumexp(
+            f, a, components.to(low), b.to(low), gate, temperature=self.temperature, scale=scale, shifts=shifts,
+            excluded=excluded, dropout=dropout, seed=drawn_seed(components.device) if dropout else 0)
+
     def penalty(self, queries: Sides, items: Sides, *, users: Tensor | None = None,
                 weights: Tensor | None = None) -> Tensor:
         """Return the balance of the gate over pairs, sides `(R, …)` both, and the mean squared length of their users.
@@ -260,6 +286,12 @@ def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         return values.sum(0) / max(1, values.shape[0])
     return torch.tensordot(weights.to(values.dtype), values, 1) / weights.sum().clamp(min=_EPS)
+
+
+def _products_of(x: Tensor) -> torch.dtype:
+    """Return the dtype that autocast has products of `x` be of; without autocast its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _normalised(components: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The contract of mixture of logits: shapes, numerics, ties, filters, errors and the choice of an implementation."""
+"""The contract of mixture of logits: shapes, numerics, ties, filters, sums, errors, choice of an implementation."""
 
 import math
 from typing import NamedTuple
@@ -8,14 +8,23 @@ from torch import Tensor
 
 from ...errors import InvalidArgument
 from .. import select
+from ..dropout import seed_tensor, threshold
 
 
 class Call(NamedTuple):
-    """What an implementation is asked for: enough to say whether it can serve. components: P."""
+    """What an implementation is asked for: enough to say whether it can serve; P_Q, P_X, d and G."""
 
     device: torch.device
     dtype: torch.dtype
-    components: int
+    query_components: int
+    item_components: int
+    width: int
+    hidden: int
+
+    @property
+    def components(self) -> int:
+        """P, the pairs of components."""
+        return self.query_components * self.item_components
 
 
 class Gate(NamedTuple):
@@ -54,6 +63,26 @@ class Filters(NamedTuple):
 
     exclude: tuple[Tensor, Tensor] | None
     allowed: Tensor | None
+
+
+class Terms(NamedTuple):
+    """What makes of scores `(R, V)` the terms of a sum: `exp(scale · score + shift)`, of what is not excluded.
+
+    `shifts` are `(V,)` float32 or None. Of `excluded`, labels of items `(V,)` and of queries `(R,)` int64, an item that
+    has the label of a query is no term of it. `dropout` is of the weights of the mixture, by a seed `()` int64, None
+    where nothing is dropped.
+    """
+
+    scale: float
+    shifts: Tensor | None
+    excluded: tuple[Tensor, Tensor] | None
+    dropout: float
+    seed: Tensor | None
+
+    @property
+    def dropped(self) -> tuple[Tensor, int] | None:
+        """The seed, and the number below which a hash means that a weight is dropped; None where none is."""
+        return None if self.seed is None else (self.seed, threshold(self.dropout))
 
 
 def mixture_of_logits(
@@ -194,6 +223,72 @@ def mixture_of_logits_top_k(
     return compute(problem, k, Filters(exclude, allowed))
 
 
+def mixture_of_logits_logsumexp(
+    query_components: Tensor,
+    query_gate: Tensor,
+    item_components: Tensor,
+    item_gate: Tensor,
+    gate: Gate,
+    *,
+    temperature: float,
+    scale: float = 1.0,
+    shifts: Tensor | None = None,
+    excluded: tuple[Tensor, Tensor] | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor = 0,
+    implementation: str | None = None,
+) -> Tensor:
+    """Return `log Σ exp(scale · score + shift)` of each query over the items: the normaliser of a softmax, to train by.
+
+    Scores are those of `mixture_of_logits`; neither they nor logits of all pairs are kept for the backward pass, which
+    computes them again. Gradients are of the dtypes of their inputs, with sums in float32.
+
+    Args:
+        query_components: `(R, P_Q, d)` floating.
+        query_gate: `(R, P)` floating.
+        item_components: `(V, P_X, d)`, see `mixture_of_logits`.
+        item_gate: `(V, P)`, dtype of `item_components`.
+        gate: what sees both sides.
+        temperature: above 0.
+        scale: of the scores, finite.
+        shifts: `(V,)` floating, added to the scores of each item; a constant, without a gradient.
+        excluded: labels of the items `(V,)` and of the queries `(R,)` int64: an item does not count for a query that
+            has its label.
+        dropout: share of the weights `π` of a mixture that is dropped, 0 to below 1; the others then add up to 1 again,
+            and a mixture of which nothing stays scores 0.
+        seed: `()` int64 on the device of the items, or an int. The draw follows from it and the places of query, item
+            and pair of components, so it is the same in every implementation, and in the backward pass.
+        implementation: a name from `implementations("mixture_of_logits_logsumexp")`, or None for the automatic choice.
+
+    Returns:
+        `(R,)` float32 (float64 for float64 items), `-inf` of no item, differentiable in both sides and the gate.
+
+    Raises:
+        InvalidArgument: as `mixture_of_logits`; terms that do not fit.
+        NotUsable: the implementation asked for cannot serve this call.
+
+    Source: dropout of the gate: Zhai et al., KDD 2023.
+    """
+    problem = Problem(query_components, query_gate, item_components, item_gate, gate, float(temperature))
+    compute = _chosen("mixture_of_logits_logsumexp", problem, implementation)
+    if not math.isfinite(scale):
+        raise InvalidArgument("scale", "a finite number", scale)
+    if not 0 <= dropout < 1:
+        raise InvalidArgument("dropout", "a number from 0 to below 1", dropout)
+    rows, count, device = len(query_gate), len(item_gate), item_gate.device
+    for x, size in zip(excluded or (), (count, rows), strict=bool(excluded)):
+        if x.shape != (size,) or x.dtype != torch.int64 or x.device != device:
+            expected = f"labels of items ({count},) and of queries ({rows},), int64 on {device}"
+            raise InvalidArgument("excluded", expected, f"{tuple(x.shape)} {x.dtype} on {x.device}")
+    if shifts is not None:
+        if shifts.shape != (count,) or not shifts.dtype.is_floating_point or shifts.device != device:
+            got = f"{tuple(shifts.shape)} {shifts.dtype} on {shifts.device}"
+            raise InvalidArgument("shifts", f"shape ({count},), floating on {device}", got)
+        shifts = shifts.detach().to(torch.promote_types(item_gate.dtype, torch.float32))
+    drawn = seed_tensor("seed", seed, device) if dropout else None
+    return compute(problem, Terms(float(scale), shifts, excluded, float(dropout), drawn))
+
+
 def _chosen(operation: str, problem: Problem, implementation: str | None):
     """Return what computes an operation, with every tensor of the problem checked."""
     components = problem.query_components, problem.item_components
@@ -223,7 +318,8 @@ def _chosen(operation: str, problem: Problem, implementation: str | None):
         raise InvalidArgument("item_gate", f"{items.dtype}, as item_components", problem.item_gate.dtype)
     if not 0 < problem.temperature < math.inf:
         raise InvalidArgument("temperature", "a finite number above 0", problem.temperature)
-    return select.choose(operation, Call(items.device, items.dtype, mixed), implementation).implementation.compute
+    call = Call(items.device, items.dtype, p_q, p_x, width, hidden)
+    return select.choose(operation, call, implementation).implementation.compute
 
 
 def _check_ids(name: str, ids: Tensor, problem: Problem, *, least: float = -math.inf) -> None:

@@ -1,13 +1,13 @@
-"""The three computations as operators of torch, so that tracers see through an implementation; without gradients."""
+"""The computations as operators of torch, so that tracers see through an implementation; sums with gradients."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..direct import operator
-from .api import Filters, Gate, Problem
+from .api import Filters, Gate, Problem, Terms
 
 
 class Operators(NamedTuple):
@@ -16,6 +16,13 @@ class Operators(NamedTuple):
     scores: Callable[[Problem], Tensor]
     each: Callable[[Problem, Tensor], Tensor]
     top_k: Callable[[Problem, int, Filters], tuple[Tensor, Tensor]]
+
+
+class Summed(NamedTuple):
+    """What an implementation computes to train by: sums `(R,)`, and gradients by these and by theirs; see `api`."""
+
+    log_sums: Callable[[Problem, Terms], Tensor]
+    gradients: Callable[[Problem, Terms, Tensor, Tensor], list[Tensor]]
 
 
 def registered(implementation: str, plain: Operators, device_types: str | None = None) -> Operators:
@@ -46,6 +53,49 @@ def registered(implementation: str, plain: Operators, device_types: str | None =
         lambda problem, ids: each(_tensors(problem), problem.temperature, ids),
         lambda problem, k, filters: top_k(_tensors(problem), problem.temperature, k, list(filters.exclude or ()),
                                           filters.allowed))
+
+
+def registered_sum(implementation: str, plain: Summed) -> Callable[[Problem, Terms], Tensor]:
+    """Return the same sums with their gradients, `serrate::mixture_of_logits_logsumexp_<implementation>` to torch.
+
+    Tensors of a problem are handed over as in `registered`, numbers as temperature, scale and dropout.
+    """
+    name = f"serrate::mixture_of_logits_logsumexp{{}}_{implementation}"
+
+    @operator(name.format(""))
+    def log_sums(tensors: list[Tensor], shifts: Tensor | None, excluded: list[Tensor], seed: Tensor | None,
+                 numbers: list[float]) -> Tensor:
+        return plain.log_sums(*_sum(tensors, shifts, excluded, seed, numbers))
+
+    @operator(name.format("_gradients"))
+    def gradients(tensors: list[Tensor], shifts: Tensor | None, excluded: list[Tensor], seed: Tensor | None,
+                  numbers: list[float], sums: Tensor, grad: Tensor) -> list[Tensor]:
+        return plain.gradients(*_sum(tensors, shifts, excluded, seed, numbers), sums, grad)
+
+    def keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        tensors, shifts, excluded, seed, ctx.numbers = inputs
+        ctx.excludes = len(excluded)
+        ctx.save_for_backward(output, shifts, seed, *excluded, *tensors)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        output, shifts, seed, *rest = ctx.saved_tensors
+        excluded, tensors = rest[:ctx.excludes], rest[ctx.excludes:]
+        return (gradients(tensors, shifts, excluded, seed, ctx.numbers, output, grad.contiguous()), None,
+                [None] * ctx.excludes, None, None)
+
+    log_sums.register_fake(lambda tensors, *_: _empty(tensors, 1)[:, 0].contiguous())
+    gradients.register_fake(lambda tensors, *_: [torch.empty_like(x, memory_format=torch.contiguous_format)
+                                                 for x in tensors])
+    log_sums.register_autograd(backward, setup_context=keep)
+    return lambda problem, terms: log_sums(_tensors(problem), terms.shifts, list(terms.excluded or ()), terms.seed,
+                                           [problem.temperature, terms.scale, terms.dropout])
+
+
+def _sum(tensors: list[Tensor], shifts: Tensor | None, excluded: list[Tensor], seed: Tensor | None,
+         numbers: list[float]) -> tuple[Problem, Terms]:
+    temperature, scale, dropout = numbers
+    pair = (excluded[0], excluded[1]) if excluded else None
+    return _problem(tensors, temperature), Terms(scale, shifts, pair, dropout, seed)
 
 
 def _tensors(problem: Problem) -> list[Tensor]:

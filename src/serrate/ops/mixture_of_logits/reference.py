@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .api import Call, Filters, Gate, Problem
+from ..dropout import kept
+from .api import Call, Filters, Gate, Problem, Terms
 
 
 def unusable(call: Call) -> str | None:
@@ -49,12 +50,38 @@ def mixture_of_logits_top_k(problem: Problem, k: int, filters: Filters) -> tuple
     return found, ids
 
 
-def mix(logits: Tensor, product: Tensor, gate: Gate) -> Tensor:
-    """Mix logits `(…, P)` by the gate, of which `product` `(…, P)` is what each side gives: `(…,)`."""
+def mixture_of_logits_logsumexp(problem: Problem, terms: Terms) -> Tensor:
+    """Sum over the items, one query after the other; see `api.mixture_of_logits_logsumexp`."""
+    problem, sums = widened(problem), []
+    mixed, count = problem.item_gate.shape[1], len(problem.item_gate)
+    every = torch.arange(count, device=problem.item_gate.device)
+    for row in range(len(problem.query_gate)):
+        stay = None
+        if terms.seed is not None:
+            stay = kept(terms.seed, terms.dropout, mixed, every.new_full((1,), row), every)[:, 0].T
+        logs = _of_query(problem, row, problem.item_components, problem.item_gate, stay) * terms.scale
+        if terms.shifts is not None:
+            logs = logs + terms.shifts
+        if terms.excluded is not None:
+            items, queries = terms.excluded
+            logs = logs[items != queries[row]]
+        sums.append(logs.logsumexp(0))
+    return torch.stack(sums) if sums else problem.query_gate.sum(1)
+
+
+def mix(logits: Tensor, product: Tensor, gate: Gate, stay: Tensor | None = None) -> Tensor:
+    """Mix logits `(…, P)` by the gate, of which `product` `(…, P)` is what each side gives: `(…,)`.
+
+    Of weights only those that `stay` `(…, P)` bool count, as dropout leaves them: 0 where none does.
+    """
     first_weight, first_bias, second_weight, second_bias = gate
     hidden = logits @ first_weight.T + first_bias
     z = product + (hidden * hidden.sigmoid()) @ second_weight.T + second_bias
-    return ((z * z.sigmoid()).softmax(-1) * logits).sum(-1)
+    weights = (z * z.sigmoid()).softmax(-1)
+    if stay is not None:
+        weights = weights * stay
+        weights = weights / weights.sum(-1, keepdim=True).masked_fill(~stay.any(-1, keepdim=True), 1)
+    return (weights * logits).sum(-1)
 
 
 def widened(problem: Problem) -> Problem:
@@ -73,7 +100,7 @@ def permitted(allowed: Tensor, count: int) -> Tensor:
     return (allowed[:, None] >> places & 1).flatten()[:count].bool()
 
 
-def _of_query(problem: Problem, row: int, components: Tensor, gates: Tensor) -> Tensor:
-    """Return the scores `(V,)` of one query with items `(V, P_X, d)` and their gates `(V, P)`."""
+def _of_query(problem: Problem, row: int, components: Tensor, gates: Tensor, stay: Tensor | None = None) -> Tensor:
+    """Return the scores `(V,)` of one query with items `(V, P_X, d)` and their gates `(V, P)`; see `mix`."""
     logits = torch.einsum("nd,vmd->vnm", problem.query_components[row], components).flatten(1) / problem.temperature
-    return mix(logits, problem.query_gate[row] * gates, problem.gate)
+    return mix(logits, problem.query_gate[row] * gates, problem.gate, stay)

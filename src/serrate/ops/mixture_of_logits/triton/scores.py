@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...attention.triton.tile import precision
+from ...attention.triton.tile import key_bits, mixed, precision, query_bits
 from ...direct import INTERPRETED
 from ...launch import launched
 from ...sizes import ceil_div, power_of_two
@@ -100,15 +100,26 @@ class Scorer(NamedTuple):
         Of `candidates` a NaN is told as -inf, and so is an item that is not `allowed`, `(V,)` bool or bits in uint8,
         for which `first` is to be a multiple of 8.
         """
-        rows, count = out.shape
-        tiles = ceil_div(count, self.tiles.items)
-        several = ceil_div(rows, min(rows, ceil_div(_PROGRAMS, tiles)))
         bits = allowed is not None and allowed.dtype == torch.uint8
         if allowed is not None:
             allowed = allowed[first // 8:] if bits else allowed[first:].view(torch.uint8)
+        part = self._replace(items=self.items[first:], item_gates=self.item_gates[first:])
+        part._fill(out, allowed, None, candidates, bits)
+
+    def some(self, first: int, out: Tensor, dropped: tuple[Tensor, int] | None) -> None:
+        """Fill `out` `(C, V)` with the scores of queries from `first` on and all items; see `Terms.dropped`."""
+        some = slice(first, first + len(out))
+        part = self._replace(queries=self.queries[some], query_gates=self.query_gates[some])
+        part._fill(out, None, dropped and (*dropped, first))
+
+    def _fill(self, out: Tensor, allowed: Tensor | None, dropped: tuple[Tensor, int, int] | None,
+              candidates: bool = False, bits: bool = False) -> None:
+        rows, count = out.shape
+        tiles = ceil_div(count, self.tiles.items)
+        several = ceil_div(rows, min(rows, ceil_div(_PROGRAMS, tiles)))
         _every[(tiles * ceil_div(rows, several),)](
-            self.items[first:], self.item_gates[first:], allowed, self.queries, self.query_gates, tuple(self.gate), out,
-            rows, count, out.stride(0), self.inverse, several, candidates, bits, **self._sizes())
+            self.items, self.item_gates, allowed, self.queries, self.query_gates, tuple(self.gate), dropped, out, rows,
+            count, out.stride(0), self.inverse, several, candidates, bits, **self._sizes())
 
     def each(self, ids: Tensor, out: Tensor) -> None:
         """Fill `out` `(R, K)` with the scores of each query and the items `ids` `(R, K)`, both contiguous."""
@@ -208,17 +219,22 @@ def _load_resident(gate, G: tl.constexpr, BG: tl.constexpr, BP: tl.constexpr, RE
 
 
 @triton.jit
-def _through(logits, z, weights, FAST: tl.constexpr, PRECISION: tl.constexpr):
-    """`z` (BM, BP) and what some hidden numbers add to it.
+def _hidden(logits, weights, PRECISION: tl.constexpr):
+    """Some hidden numbers (BM, BG) before their SiLU, halved, of logits (BM, BP) in the dtype of products.
 
     Their bias is a product with ones, since it is dear in registers; but a sum that begins with it is rounded at its
     size, which would show in single precision.
     """
     if logits.dtype == tl.float32:
-        hidden = tl.dot(logits, weights[0], input_precision=PRECISION) + weights[2]
-    else:
-        ones = (tl.arange(0, 16) == 0).to(logits.dtype)[None, :].broadcast_to(logits.shape[0], 16)
-        hidden = tl.dot(logits, weights[0], tl.dot(ones, weights[2]))
+        return tl.dot(logits, weights[0], input_precision=PRECISION) + weights[2]
+    ones = (tl.arange(0, 16) == 0).to(logits.dtype)[None, :].broadcast_to(logits.shape[0], 16)
+    return tl.dot(logits, weights[0], tl.dot(ones, weights[2]))
+
+
+@triton.jit
+def _through(logits, z, weights, FAST: tl.constexpr, PRECISION: tl.constexpr):
+    """`z` (BM, BP) and what some hidden numbers add to it."""
+    hidden = _hidden(logits, weights, PRECISION)
     return tl.dot(_twice_silu_half(hidden, FAST).to(logits.dtype), weights[1], z, input_precision=PRECISION)
 
 
@@ -301,9 +317,7 @@ def _load_items(items, rows, begin, K: tl.constexpr, BK: tl.constexpr):
 @triton.jit
 def _load_gates(gates, rows, P: tl.constexpr, BP: tl.constexpr, P_X: tl.constexpr, APART: tl.constexpr):
     """The gates of items (BM, BP), 0 past their end, in the order of the logits."""
-    column = tl.arange(0, BP)
-    if APART:
-        column = column % (P // P_X) * P_X + column // (P // P_X)
+    column = _pairs(P, BP, P_X, APART)
     at = gates + rows[:, None] * P + column[None, :]
     if P == BP:
         return tl.load(at)
@@ -311,11 +325,43 @@ def _load_gates(gates, rows, P: tl.constexpr, BP: tl.constexpr, P_X: tl.constexp
 
 
 @triton.jit
-def _mixed(logits, given, resident, gate, inverse, P: tl.constexpr, BP: tl.constexpr, G: tl.constexpr,
+def _pairs(P: tl.constexpr, BP: tl.constexpr, P_X: tl.constexpr, APART: tl.constexpr):
+    """Which pair of components each column of the logits is."""
+    column = tl.arange(0, BP)
+    return column % (P // P_X) * P_X + column // (P // P_X) if APART else column
+
+
+@triton.jit
+def _stay(dropped, query, items, pairs):
+    """Which weights (BM, BP) of the pairs of a query and items stay: by seed, threshold, and the place of query 0."""
+    bits = query_bits(dropped[0], pairs, dropped[2] + query)
+    return mixed(bits[None, :] ^ key_bits(dropped[0], items)[:, None]) >= dropped[1]
+
+
+@triton.jit
+def _shares(w, stay, FAST: tl.constexpr):
+    """What a softmax of `w` (BM, BP) divides, and by what it multiplies it (BM,), over what stays or all of None.
+
+    Of nothing both are 0. SiLU is never below -0.28.
+    """
+    if stay is not None:
+        w = tl.where(stay, w, float("-inf"))
+    top = tl.max(w, 1)[:, None]
+    if stay is not None:
+        top = tl.maximum(top, -1.0, propagate_nan=tl.PropagateNan.ALL)
+    weight = tl.exp2(w * 1.4426950408889634 - top * 1.4426950408889634) if FAST else _exp(w - top)
+    total = tl.sum(weight, 1)
+    if stay is not None:
+        total = tl.where(total == 0, 1.0, total)
+    return weight, _reciprocal(total, FAST)
+
+
+@triton.jit
+def _mixed(logits, given, resident, gate, stay, inverse, P: tl.constexpr, BP: tl.constexpr, G: tl.constexpr,
            BG: tl.constexpr, RESIDENT: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr):
     """The scores (BM,) of logits without temperature and of half of what both sides give to the gate, (BM, BP)."""
     low = logits.to(gate[0].dtype.element_ty)
-    z = tl.zeros_like(given) if low.dtype == tl.float32 else given  # see `_through`
+    z = tl.zeros_like(given) if low.dtype == tl.float32 else given  # see `_hidden`
     for part in tl.static_range(len(resident)):
         z = _through(low, z, resident[part], FAST, PRECISION)
     for begin in tl.range(RESIDENT * BG, G, BG, num_stages=1):
@@ -323,9 +369,8 @@ def _mixed(logits, given, resident, gate, inverse, P: tl.constexpr, BP: tl.const
     w = _twice_silu_half(z + given if low.dtype == tl.float32 else z, FAST)
     if P != BP:
         w = tl.where(tl.arange(0, BP)[None, :] < P, w, float("-inf"))
-    top = tl.max(w, 1)[:, None]
-    weight = tl.exp2(w * 1.4426950408889634 - top * 1.4426950408889634) if FAST else _exp(w - top)
-    return tl.sum(weight * logits, 1) * (_reciprocal(tl.sum(weight, 1), FAST) * inverse)
+    weight, share = _shares(w, stay, FAST)
+    return tl.sum(weight * logits, 1) * (share * inverse)
 
 
 @triton.jit
@@ -340,8 +385,8 @@ def _reciprocal(x, FAST: tl.constexpr):
 @launched
 @triton.jit(do_not_specialize=["rows", "count", "out_stride", "several"],
             do_not_specialize_on_alignment=["allowed", "out"])
-def _every(items, item_gates, allowed, queries, query_gates, gate, out, rows, count, out_stride, inverse, several,
-           CANDIDATES: tl.constexpr, BITS: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, G: tl.constexpr,
+def _every(items, item_gates, allowed, queries, query_gates, gate, dropped, out, rows, count, out_stride, inverse,
+           several, CANDIDATES: tl.constexpr, BITS: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, G: tl.constexpr,
            BG: tl.constexpr, RESIDENT: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BK: tl.constexpr,
            BM: tl.constexpr, STAGES: tl.constexpr, APART: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr):
     """The scores of BM items and `several` queries; programs of the same items stand beside each other."""
@@ -376,7 +421,10 @@ def _every(items, item_gates, allowed, queries, query_gates, gate, out, rows, co
             asked = _load_query(query, 0, P, BP, D, K, BK, APART)
         logits = _logits(items, row, query, asked, resident, P, BP, D, K, BK, APART, PRECISION)
         given = own * tl.load(query_gates + r * BP + column)[None, :] + bias[None, :]
-        scores = _mixed(logits, given, weights, gate, inverse, P, BP, G, BG, RESIDENT, FAST, PRECISION)
+        stay = None
+        if dropped is not None:
+            stay = _stay(dropped, r, item, _pairs(P, BP, K // D, APART))
+        scores = _mixed(logits, given, weights, gate, stay, inverse, P, BP, G, BG, RESIDENT, FAST, PRECISION)
         if CANDIDATES:
             scores = tl.where(scores == scores, scores, float("-inf"))
         if allowed is not None:
@@ -406,5 +454,5 @@ def _each(items, item_gates, ids, queries, query_gates, gate, out, total, count,
     own = _load_gates(item_gates, row, P, BP, K // D, APART).to(tl.float32)
     given = own * tl.load(query_gates + r * BP + column)[None, :] + tl.load(gate[3] + column)[None, :]
     weights = _load_resident(gate, G, BG, BP, RESIDENT)
-    scores = _mixed(logits, given, weights, gate, inverse, P, BP, G, BG, RESIDENT, FAST, PRECISION)
+    scores = _mixed(logits, given, weights, gate, None, inverse, P, BP, G, BG, RESIDENT, FAST, PRECISION)
     tl.store(out + r * count + place, tl.where(real, scores, float("-inf")), mask=there)
