@@ -19,7 +19,10 @@ def compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Te
         inputs = (unit_stride(q), unit_stride(k), unit_stride(v))
         chosen = short if plan.tiling.short else forward
         if plan.tiling.hopper[0]:
-            from .hopper import forward as chosen
+            from .hopper import biased
+            from .hopper import forward as unbiased
+
+            chosen = biased if problem.biased else unbiased
         with on_device_of(q):
             chosen.launch(inputs, problem, plan, results)
     return plan
@@ -48,21 +51,24 @@ def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tenso
                      results: Sequence[Tensor], gradients: Sequence[Tensor], of_tables: bool) -> list[Tensor]:
     """Fill the gradients of q, k and v by the kernels that the plan has chosen; return those of the tables."""
     arguments = (grads, inputs, problem)
+    tables = Tables(*arguments) if of_tables else None
+    sums = None if tables is None else tables.sums
     if plan.tiling.short:
         short.launch_backward(*arguments, plan, results, gradients)
     elif plan.tiling.few:
         few.launch(*arguments, plan.tiling.few, results, gradients)
     elif plan.tiling.hopper[1] and describable(grads[0]):
-        if inputs[0].shape[2] > 64:
-            from .hopper import backward as on_hopper
-        else:
-            from .hopper import backward_64 as on_hopper
+        if problem.biased:
+            from .hopper import biased
 
-        on_hopper.launch(*arguments, plan, results, gradients)
-    elif of_tables:
-        tables = Tables(grads, inputs, problem)
-        backward.launch(*arguments, plan, results, gradients, tables.sums)
-        return tables.gradients()
+            biased.launch_backward(*arguments, plan, gradients, sums)
+        else:
+            if inputs[0].shape[2] > 64:
+                from .hopper import backward as on_hopper
+            else:
+                from .hopper import backward_64 as on_hopper
+
+            on_hopper.launch(*arguments, plan, results, gradients)
     else:
-        backward.launch(*arguments, plan, results, gradients)
-    return []
+        backward.launch(*arguments, plan, results, gradients, sums)
+    return [] if tables is None else tables.gradients()

@@ -79,10 +79,9 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     tiling = _of_any(width, heads_first, tma, problem.kind, problem.plain and softmax)
     if not problem.biased:
         return tiling
-    tiling = _biased(tiling, width, tma)
+    tiling = _biased(tiling, width, tma, problem.plain_but_biased and problem.pointwise and events < 48 * rows)
     if tma and problem.plain_but_biased and problem.activation <= SILU and on_hopper(q, k, v):
-        forward = Sizes(64, 64, 4, 2, registers=168 if width == 64 else None)
-        return replace(tiling, forward=forward, hopper=(True, False))
+        return replace(tiling, hopper=(True, own_heads and width == 64 and problem.pointwise))
     return tiling
 
 
@@ -130,8 +129,11 @@ def _of_any(width: int, heads_first: bool, tma: bool, kind: int, plain: bool) ->
 
 
 @lru_cache
-def _biased(tiling: Tiling, width: int, tma: bool) -> Tiling:
+def _biased(tiling: Tiling, width: int, tma: bool, short: bool) -> Tiling:
     """Return the sizes where scores get a bias: small blocks of keys leave room for more programs, which wait less."""
+    if short and width <= 64:
+        size = Sizes(32, 32, 2, 3)  # of more warps two would hold the same pairs, and add them to the tables twice
+        return replace(tiling, forward=size, queries=size, keys=size)
     if width <= 64:
         queries, keys = Sizes(64, 64, 4, 2, tma), Sizes(64, 32, 4, 3, tma, 168)
         return replace(tiling, forward=Sizes(64, 32, 4, 3, tma), queries=queries, keys=keys)

@@ -37,7 +37,7 @@ def admit(module: Any, function: int, name: str, *others: Any) -> None:
             driver.cuFuncSetAttribute(ctypes.c_void_p(function), _DYNAMIC_SHARED, _UNASKED)
 
 
-_WITH_BIAS = {"_forward", "_backward_q", "_backward_kv"}
+_WITH_BIAS = {"_forward", "_backward_q", "_backward_kv", "_forward_biased", "_queries_biased", "_keys_biased"}
 _DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _UNASKED = 48 * 1024
 if not triton.knobs.runtime.interpret:
@@ -149,16 +149,23 @@ def bucket(difference):
 
 
 @triton.jit
-def bucket_place(difference, place):
-    """The address `place + 4 · bucket(difference)`, in fewer instructions."""
-    # a float32 rounded down at 1.5 · 2**23 ends in its whole part; 0x2D000000 is 4 · 0x4B400000 in 32 bits
+def numbered(difference):
+    """`bucket` and 0x4B400000, in fewer instructions: a float32 rounded down at 1.5 · 2**23, as it is stored."""
     return tl.inline_asm_elementwise("""{
         .reg .f32 x; .reg .b32 t;
         cvt.rn.f32.s32 x, $1; abs.f32 x, x; max.f32 x, x, 0f3F800000;
         mov.b32 t, x; and.b32 t, t, 0xFFFFF000; mov.b32 x, t;
-        lg2.approx.ftz.f32 x, x; fma.rm.f32 x, x, 0f40136150, 0f4B400000;
-        mov.b32 t, x; mad.lo.s32 $0, t, 4, $2;
-        }""", "=r,r,r", [difference, place - 0x2D000000], dtype=tl.int32, is_pure=True, pack=1)
+        lg2.approx.ftz.f32 x, x; fma.rm.f32 x, x, 0f40136150, 0f4B400000; mov.b32 $0, x;
+        }""", "=r,r", [difference], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def of_bucket(number, place):
+    """The float32 of a bucket, as `numbered`, in the table at `place` of shared memory."""
+    # the assembler is not to know that this is a sum with a constant, which it would add apart to each address
+    start = tl.inline_asm_elementwise("shfl.sync.idx.b32 $0, $1, 0, 31, -1;", "=r,r", [place - 0x2D000000],
+                                      dtype=tl.int32, is_pure=False, pack=1)
+    return of_shared(number * 4 + start)  # 0x2D000000 is 4 · 0x4B400000 in 32 bits
 
 
 @triton.jit
@@ -245,7 +252,7 @@ def counted(entries, KIND: tl.constexpr):
 
 @triton.jit
 def biased(x, bias, h, place, within, distance, difference, KIND: tl.constexpr):
-    """Scores x with the bias of head h, and which bucket each difference is in: its address, if in shared memory.
+    """Scores x with the bias of head h, and which bucket each difference is in: `numbered`, if in shared memory.
 
     place: from `open_block`; within: the pairs' places in the window; distance, difference: of positions and times.
     """
@@ -261,8 +268,8 @@ def biased(x, bias, h, place, within, distance, difference, KIND: tl.constexpr):
             added = of_shared(place + 512 + 4 * within)
     if bias[3] is not None:
         if KIND[8]:
-            at = bucket_place(difference, place)
-            added += of_shared(at)
+            at = numbered(difference)
+            added += of_bucket(at, place)
         else:
             at = tl.minimum(bucket(difference), bias[4])
             added += counted(tl.load(bias[3] + h * bias[5] + at), KIND)
@@ -347,9 +354,9 @@ def add_to_tables(ds, tables, bias, side, lowest, within, at, distance, part, bl
     if sums[4] is not None:
         target = sums[4] + copy * sums[5] + side[3] * bias[5]
         if SHARED:
-            increase((at - side[4]) * 32 + (own + 4096 + lane() * 4), whole)
+            increase(at * 128 + (own + lane() * 4 + 0x60001000), whole)  # 128 · 0x4B400000 is 0xA0000000 in 32 bits
         else:
-            index = tl.minimum((at - side[4]) // 4, bias[4]) if KIND[8] else at
+            index = tl.minimum(at - 0x4B400000, bias[4]) if KIND[8] else at
             tl.atomic_add(target + index, whole.to(tl.int64), mask=ds != 0.0, sem="relaxed")
     if SHARED:
         own = meet(own)

@@ -66,7 +66,8 @@ def test_pointwise_weights(width, lengths, mask, normaliser, dtype):
 
 
 @pytest.mark.parametrize("tables", [
-    {"reach": 300, "buckets": 100, "apart": True}, {"reach": 600}, {"buckets": 30}], ids=["both", "positions", "times"])
+    {"reach": 300, "buckets": 100, "apart": True}, {"reach": 300, "buckets": 100}, {"reach": 600, "heads": 3},
+    {"buckets": 30, "heads": 4}], ids=["apart", "shared", "positions", "times"])
 @pytest.mark.parametrize("activation", ["softmax", "silu"])
 @pytest.mark.parametrize("mask", [CAUSAL, Mask()], ids=["causal", "full"])
 @pytest.mark.parametrize("lengths", [ODD, LONG], ids=["odd", "long"])
@@ -74,8 +75,20 @@ def test_pointwise_weights(width, lengths, mask, normaliser, dtype):
 def test_bias(width, lengths, mask, activation, tables):
     case = Case("", lengths, width=width, mask=mask, activation=activation, **tables)
     tensors = case.tensors(torch.bfloat16, "cuda")[:3]
-    assert chosen(case, tensors) == (True, False)
+    assert chosen(case, tensors) == (True, activation == "silu" and width <= 64)
     check("triton", case, tensors)
+
+
+def test_tables_without_a_gradient_change_no_other():
+    case = Case("", ODD, width=64, activation="silu", reach=300, buckets=100)
+    *tensors, offsets = case.tensors(torch.bfloat16, "cuda")
+    found = []
+    for asking in (True, False):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        tables = tuple(x.requires_grad_(asking) for x in case.tables("cuda"))
+        out = attention(*leaves, offsets, implementation="triton", **case.arguments("cuda", tables=tables))
+        found.append(torch.autograd.grad(out.float().square().sum(), leaves))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("changes", [

@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ....launch import launched
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
-from .forward import barriers, changed, describe, nothing, share, silu, slope, store_rows, weights_of
+from .forward import barriers, changed, describe, hidden, scaled, share, silu, slope, store_rows, weights_of
 from .tiles import abreast, count_blocks, draw, find_tile, hear, room_for_places, send_home, stay, tell
 
 TILE = 128  # events of a tile: 64 for each of two warp groups
@@ -160,26 +160,20 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, CAUSAL: gl.
     if ACT:
         scores = warpgroup_mma(k, q.permute([1, 0]), zeros, use_acc=False, is_async=True)
         dots = warpgroup_mma(v, grad.permute([1, 0]), zeros, use_acc=False, is_async=True)
-        s = warpgroup_mma_wait(1, [scores])
-        p, change = silu(s, scale, dtype)
+        x = scaled(warpgroup_mma_wait(1, [scores]), scale, ACT)
         if n + BN > end:  # of a softmax, queries past the row's end have a log-sum-exp that makes it 0
-            there = (n + gl.arange(0, BN, s_cols) < end)[None, :]
-            p = gl.where(there, p, 0.0)
-            change = gl.where(there, change, nothing(ACT))
+            x = gl.where((n + gl.arange(0, BN, s_cols) < end)[None, :], x, hidden(ACT))
     else:
         past, _ = gl.broadcast(lse_smem.index(stage).load(s_cols)[None, :], zeros)
         deltas, _ = gl.broadcast(delta_smem.index(stage).load(s_cols)[None, :], zeros)
         scores = warpgroup_mma(k, q.permute([1, 0]), past, is_async=True)
         dots = warpgroup_mma(v, grad.permute([1, 0]), deltas, is_async=True)
-        s = warpgroup_mma_wait(1, [scores])
-        p = gl.exp2(s * scale)
-        change = p
+        x = gl.exp2(scaled(warpgroup_mma_wait(1, [scores]), scale, ACT))
     if CAUSAL:
         if n < first + BM:
             keys = first + gl.arange(0, BM, gl.SliceLayout(1, s_layout))
-            seen = (n + gl.arange(0, BN, s_cols))[None, :] >= keys[:, None]
-            p = gl.where(seen, p, 0.0)
-            change = gl.where(seen, change, nothing(ACT))
+            x = gl.where((n + gl.arange(0, BN, s_cols))[None, :] >= keys[:, None], x, hidden(ACT))
+    p, change = weights_and_slopes(x, dtype, ACT)
     weights = gl.convert_layout(p.to(dtype), p_layout)
     dp = warpgroup_mma_wait(0, [dots])
     dv_next = warpgroup_mma(weights, grad, dv, is_async=True)
@@ -302,13 +296,20 @@ def _load_keys(drawn, descs, memory, plan, count, H, CAUSAL: gl.constexpr, ABREA
 
 
 @gluon.jit
-def slopes(s, past, scale, dtype: gl.constexpr, ACT: gl.constexpr):
-    """What `changed` takes of scores s."""
+def weights_and_slopes(x, dtype: gl.constexpr, ACT: gl.constexpr):
+    """The weights that follow from those of a softmax, or half the scores under silu, and what `changed` takes."""
+    p, change = x, x
     if ACT:
-        _, change = silu(s, scale, dtype)
-    else:
-        change = gl.exp2(s * scale - past[:, None])
-    return change
+        p, change = silu(x, dtype)
+    return p, change
+
+
+@gluon.jit
+def maskable(s, past, scale, ACT: gl.constexpr):
+    """Products s as the weights of a softmax whose log-sum-exp is `past`, or half the scores under silu: see `hidden`.
+    """
+    x = scaled(s, scale, ACT)
+    return x if ACT else gl.exp2(x - past[:, None])
 
 
 @gluon.jit
@@ -345,9 +346,9 @@ def _see_keys(q, do, sums, memory, i, last, place, scale, CAUSAL: gl.constexpr, 
     v = v_smem.index(i % S).reshape([BN, BD])
     scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
     dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
-    change = slopes(warpgroup_mma_wait(1, [scores]), past, scale, dtype, ACT)
+    x = maskable(warpgroup_mma_wait(1, [scores]), past, scale, ACT)
     keys = begin + (last - i) * BN + gl.arange(0, BN, gl.SliceLayout(0, s_layout))
-    change = gl.where(keys[None, :] < high[:, None], change, nothing(ACT))
+    _, change = weights_and_slopes(gl.where(keys[None, :] < high[:, None], x, hidden(ACT)), dtype, ACT)
     dp = warpgroup_mma_wait(0, [dots])
     mbarrier.arrive(own_empty.index(0))  # not before products have used q and do: a load has read nothing yet
     ds = gl.convert_layout(of_scores(change, dp, deltas, dtype, ACT), p_layout)
@@ -359,7 +360,7 @@ def _see_keys(q, do, sums, memory, i, last, place, scale, CAUSAL: gl.constexpr, 
         scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
         dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
         more = warpgroup_mma(ds, before, dq, is_async=True)
-        change = slopes(warpgroup_mma_wait(2, [scores]), past, scale, dtype, ACT)
+        _, change = weights_and_slopes(maskable(warpgroup_mma_wait(2, [scores]), past, scale, ACT), dtype, ACT)
         fresh = of_scores(change, warpgroup_mma_wait(1, [dots]), deltas, dtype, ACT)
         dq, ds = warpgroup_mma_wait(0, [more, ds])
         mbarrier.arrive(empty.index((j - 1) % S))

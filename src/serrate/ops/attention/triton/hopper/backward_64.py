@@ -30,8 +30,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from ....launch import launched
 from ..plan import Plan
 from ..problem import CAUSAL, Problem
-from .backward import of_scores, slopes
-from .forward import barriers, changed, describe, nothing, share, silu, slope, store_rows, weights_of
+from .backward import maskable, of_scores, weights_and_slopes
+from .forward import barriers, changed, describe, fold, folds, hidden, scaled, share, slope, store_rows, weights_of
 from .tiles import abreast, count_blocks, find_tile, number_of
 
 TILE = 64  # events of a tile: what one matrix instruction takes
@@ -68,7 +68,7 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     count = tiles.shape[1]
     terms = None if pointwise else q.new_empty((heads, TERMS, count * TILE), dtype=torch.bfloat16)
     numbers = (tiles, count, events, *weights_of(problem), heads, width, v.shape[2], problem.kind == CAUSAL,
-               abreast(heads, plan.tiling.heads_first))
+               abreast(heads, plan.tiling.heads_first), folds(problem, q))
     size = _QUERIES
     _queries[(count * heads,)](
         describe(q, TILE), describe(grad, TILE), describe(k, size.block), describe(v, size.block), out, grad_lse, lse,
@@ -135,8 +135,7 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, N: gl.const
     if ACT:
         scores = warpgroup_mma(k, q.permute([1, 0]), zeros, use_acc=False, is_async=True)
         dots = warpgroup_mma(v, grad.permute([1, 0]), zeros, use_acc=False, is_async=True)
-        s = warpgroup_mma_wait(1, [scores])
-        p, change = silu(s, scale, dtype)
+        x = scaled(warpgroup_mma_wait(1, [scores]), scale, ACT)
     else:
         column = gl.arange(0, 16, gl.SliceLayout(0, a_layout))[None, :] + gl.full([BM, 16], 0, gl.int32, a_layout)
         take_lse = gl.where(column < 3, 1.0, 0.0).to(gl.bfloat16)
@@ -146,20 +145,17 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, N: gl.const
         scores = warpgroup_mma(k, q.permute([1, 0]), scores, is_async=True)
         dots = warpgroup_mma(take_delta, terms, zeros, use_acc=False, is_async=True)
         dots = warpgroup_mma(v, grad.permute([1, 0]), dots, is_async=True)
-        s = warpgroup_mma_wait(2, [scores])
-        p = gl.exp2(s * scale)
-        change = p
+        x = gl.exp2(scaled(warpgroup_mma_wait(2, [scores]), scale, ACT))
     rows = n + gl.arange(0, N, gl.SliceLayout(0, s_layout))
     if CAUSAL:
         keys = first + gl.arange(0, BM, gl.SliceLayout(1, s_layout))
         if (n < first + BM) | (n + N > end):
             seen = (rows[None, :] >= keys[:, None]) & (rows < end)[None, :]
-            p = gl.where(seen, p, 0.0)
-            change = gl.where(seen, change, nothing(ACT))
+            x = gl.where(seen, x, hidden(ACT))
     elif LAST:
         if n + N > end:
-            p = gl.where((rows < end)[None, :], p, 0.0)
-            change = gl.where((rows < end)[None, :], change, nothing(ACT))
+            x = gl.where((rows < end)[None, :], x, hidden(ACT))
+    p, change = weights_and_slopes(x, dtype, ACT)
     weights = gl.convert_layout(p.to(dtype), p_layout)
     dp = warpgroup_mma_wait(0, [dots])
     dv_next = warpgroup_mma(weights, grad, dv, is_async=True)
@@ -173,7 +169,7 @@ def _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, N: gl.const
 @gluon.jit(do_not_specialize=["T", "count"])
 def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, plan, count, T, factors,
           ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr,
-          S: gl.constexpr):
+          FOLDED: gl.constexpr, S: gl.constexpr):
     """The gradients of a tile of keys and values, from the one range of queries that can see them."""
     BM: gl.constexpr = k_desc.block_type.shape[0]
     BN: gl.constexpr = q_desc.block_type.shape[0]
@@ -208,11 +204,15 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
         mbarrier.wait(own.index(0), 0)
         k = k_smem.index(0).reshape([BM, BD])
         v = v_smem.index(0).reshape([BM, BD])
+        scale = factors[0]
+        if FOLDED:
+            fold(k, 0.5 * scale)
+            scale = None
         for j in range(blocks - 1):
             stage = j % S
             mbarrier.wait(full.index(stage), (j // S) & 1)
-            dk, dv = _see_queries(dk, dv, k, v, buffers, stage, start + j * BN, first, end, factors[0], BN, CAUSAL,
-                                  False, ACT)
+            dk, dv = _see_queries(dk, dv, k, v, buffers, stage, start + j * BN, first, end, scale, BN, CAUSAL, False,
+                                  ACT)
             gl.thread_barrier()  # all warps are through with the block
             _load(descs, buffers, full, j + S, blocks, start + (j + S) * BN, h, tile + j + S)
         stage = (blocks - 1) % S
@@ -220,9 +220,9 @@ def _keys(k_desc, v_desc, q_desc, grad_desc, terms_desc, dk_target, dv_target, p
         mbarrier.wait(full.index(stage), ((blocks - 1) // S) & 1)
         some = gl.where(end - n <= BN // 2, 1, 0)
         for _ in range(some):
-            dk, dv = _see_queries(dk, dv, k, v, buffers, stage, n, first, end, factors[0], BN // 2, CAUSAL, True, ACT)
+            dk, dv = _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, BN // 2, CAUSAL, True, ACT)
         for _ in range(1 - some):
-            dk, dv = _see_queries(dk, dv, k, v, buffers, stage, n, first, end, factors[0], BN, CAUSAL, True, ACT)
+            dk, dv = _see_queries(dk, dv, k, v, buffers, stage, n, first, end, scale, BN, CAUSAL, True, ACT)
         if ACT:
             dv = dv * share(factors, begin, end, ACT)
         store_rows(dv_target, dv.to(dtype), first, h, end, H, DV)
@@ -244,11 +244,12 @@ def _see_keys(dq, q, do, k, v, zeros, sums, n, limits, scale, ACT: gl.constexpr)
     BN: gl.constexpr = zeros.shape[1]
     scores = warpgroup_mma(q, k.permute([1, 0]), zeros, use_acc=False, is_async=True)
     dots = warpgroup_mma(do, v.permute([1, 0]), zeros, use_acc=False, is_async=True)
-    change = slopes(warpgroup_mma_wait(1, [scores]), sums[0], scale, k.dtype, ACT)
+    x = maskable(warpgroup_mma_wait(1, [scores]), sums[0], scale, ACT)
     if limits is not None:
         if n + BN > limits[0]:
             seen = (n + gl.arange(0, BN, gl.SliceLayout(0, s_layout)))[None, :] < limits[1][:, None]
-            change = gl.where(seen, change, nothing(ACT))
+            x = gl.where(seen, x, hidden(ACT))
+    _, change = weights_and_slopes(x, k.dtype, ACT)
     ds = of_scores(change, warpgroup_mma_wait(0, [dots]), sums[1], k.dtype, ACT)
     ds = gl.convert_layout(ds, p_layout)
     dq, ds = warpgroup_mma_wait(0, [warpgroup_mma(ds, k, dq, is_async=True), ds])
@@ -291,7 +292,7 @@ def _store_terms(target, lse, delta, tile, h, count, scale):
 @gluon.jit(do_not_specialize=["T", "count"])
 def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_target, plan, count, T, factors,
              ACT: gl.constexpr, H, D: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr,
-             S: gl.constexpr):
+             FOLDED: gl.constexpr, S: gl.constexpr):
     """The gradient of a tile of queries; on the way delta, the sum of out · grad of each, for `_keys`."""
     BM: gl.constexpr = q_desc.block_type.shape[0]
     BN: gl.constexpr = k_desc.block_type.shape[0]
@@ -331,6 +332,10 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             _store_terms(terms, past_io, deltas_io, tile, h, count, factors[0])
             past = gl.convert_layout(past_io, s_rows)
             deltas = gl.convert_layout(deltas_io, s_rows)
+        scale = factors[0]
+        if FOLDED:
+            fold(q, 0.5 * scale)
+            scale = None
         rows = first + gl.arange(0, BM, s_rows)
         high = rows * 0 + end
         safe = end
@@ -344,7 +349,7 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             mbarrier.wait(full.index(stage), (j // S) & 1)
             k = k_smem.index(stage).reshape([BN, BD])
             v = v_smem.index(stage).reshape([BN, BD])
-            dq = _see_keys(dq, q, do, k, v, zeros, (past, deltas), 0, None, factors[0], ACT)
+            dq = _see_keys(dq, q, do, k, v, zeros, (past, deltas), 0, None, scale, ACT)
             gl.thread_barrier()  # all warps are through with the block
             _load((k_desc, v_desc), (k_smem, v_smem), full, j + S, blocks, begin + (j + S) * BN, h, 0)
         stage = (blocks - 1) % S
@@ -361,7 +366,7 @@ def _queries(q_desc, grad_desc, k_desc, v_desc, out, grad_lse, lse, terms, dq_ta
             if not ACT:
                 sums = (gl.convert_layout(past, rows_of), gl.convert_layout(deltas, rows_of))
             dq = _see_keys(dq, q, do, k.slice(0, BN // 2), v.slice(0, BN // 2), few, sums, n,
-                          (safe, gl.convert_layout(high, rows_of)), factors[0], ACT)
+                          (safe, gl.convert_layout(high, rows_of)), scale, ACT)
         for _ in range(1 - some):
-            dq = _see_keys(dq, q, do, k, v, zeros, (past, deltas), n, (safe, high), factors[0], ACT)
+            dq = _see_keys(dq, q, do, k, v, zeros, (past, deltas), n, (safe, high), scale, ACT)
         store_rows(dq_target, (dq * slope(factors, begin, end, ACT)).to(dtype), first, h, end, H, D)

@@ -4,8 +4,7 @@ Both let 64 queries a warp group see the keys of their row in blocks, the last b
 product of queries with block j and that of the weights with the values of block j - 1 are under way together; block j
 of keys and block j - 1 of values therefore share a barrier, here called pair j.
 
-- `_one_group`: a warp group of its own for each 64 queries, several on a multiprocessor, which cover for each other; it
-  takes a bias too.
+- `_one_group`: a warp group of its own for each 64 queries, several on a multiprocessor, which cover for each other.
   Weights stay relative to the maxima of the block seen first, unless the sum of a row tells that others are far above;
 - `_two_groups`: 128 queries, two warp groups that take turns at the matrix units, and a warp that loads; for width 128.
   Such a program fills a multiprocessor: it stays and draws tiles (`tiles.py`).
@@ -15,8 +14,10 @@ What one tile does not need of a block at its row's end or beyond belongs to oth
 
 # ruff: noqa: N803, N806, RUF005
 
+import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -32,9 +33,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from ....launch import launched
 from ..plan import Plan, block_width
 from ..problem import CAUSAL, Problem
-from ..relative import of_bias
 from ..weigh import share_of
-from .bias import biased, fetch, first_time, hand_over, make_room, put_times, rest, times_of_queries
 from .tiles import abreast, count_blocks, draw, find_tile, hear, room_for_places, send_home, stay, tell
 
 _GROUP = 64  # queries of a warp group: what one matrix instruction takes
@@ -50,7 +49,7 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
     size, heads_first = plan.tiling.forward.tile, plan.tiling.heads_first
     tiles = plan.queries(size)
     # long rows are worth larger blocks
-    block = 128 if (size == 2 * _GROUP or not heads_first) and not problem.biased else 64
+    block = 128 if size == 2 * _GROUP or not heads_first else 64
     count = tiles.shape[1]
     arguments = (describe(q, _GROUP), describe(k, block), describe(v, block), *results, tiles, count, events,
                  *weights_of(problem), heads, heads // k.shape[1], v.shape[2], problem.kind == CAUSAL,
@@ -59,13 +58,18 @@ def launch(inputs: Sequence[Tensor], problem: Problem, plan: Plan, results: Sequ
         programs, drawn = stay(count * heads, q.device)
         _two_groups[(programs,)](drawn, *arguments, num_warps=4)
     else:
-        _one_group[(count * heads,)](*arguments, of_bias(problem), problem.biased, num_warps=4,
-                                     maxnreg=plan.tiling.forward.registers)
+        _one_group[(count * heads,)](*arguments, folds(problem, q), num_warps=4)
 
 
 def weights_of(problem: Problem) -> tuple[tuple[float, float], int]:
     """Return what scores and weights are multiplied by, and ACT: 0 softmax, 1 silu, 2 silu over the row's length."""
     return (problem.factor, share_of(problem)), problem.activation and 1 + (problem.normaliser == 0)
+
+
+def folds(problem: Problem, q: Tensor) -> bool:
+    """Return whether what scores are multiplied by can be multiplied into one side of their products beforehand."""
+    factor = problem.factor
+    return problem.pointwise and q.dtype == torch.bfloat16 and factor <= 1 and math.frexp(factor)[0] == 0.5
 
 
 def describe(x: Tensor, block: int) -> TensorDescriptor:
@@ -87,18 +91,41 @@ def barriers(N: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit
-def silu(s, scale, dtype: gl.constexpr):
-    """The weights of scores s · scale, for values of a dtype, and twice their slopes, less 1: see `weigh.activated`."""
+def scaled(s, scale, ACT: gl.constexpr):
+    """Products s as weights follow from them: scores, under silu half of them; scale None: s are these already."""
+    return s if scale is None else s * (0.5 * scale) if ACT else s * scale
+
+
+@gluon.jit
+def hidden(ACT: gl.constexpr):
+    """What stands where a key is not seen: weights of a softmax, or half the scores under silu, which has 0 there too.
+
+    Not silu's weight and slope, two numbers, of which the compiler keeps the halves of registers apart.
+    """
+    return -1e30 if ACT else 0.0
+
+
+@gluon.jit
+def fold(tile, factor):
+    """Multiply a tile (N, BD) in shared memory by a power of two, which rounds nothing, before products read it."""
+    BD: gl.constexpr = tile.shape[1]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BD, BD // 8], [4, 1], [1, 0])
+    tile.store(tile.load(layout) * factor.to(tile.dtype))
+    fence_async_shared()
+    gl.thread_barrier()
+
+
+@gluon.jit
+def silu(x, dtype: gl.constexpr):
+    """The weights of scores 2 x, for values of a dtype, and twice their slopes, less 1: see `weigh.activated`."""
     if dtype == gl.bfloat16:
-        x = s * (0.5 * scale)
         t = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
         p = x * t + x
         change = (1.0 - t * t) * x + t
     else:
-        x = s * scale
-        y = gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + gl.exp2(x * -1.4426950408889634)],
+        y = gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + gl.exp2(x * -2.8853900817779268)],
                                       dtype=gl.float32, is_pure=True, pack=1)
-        p = x * y
+        p = (x + x) * y
         change = (1.0 - y) * (2.0 * p) + (2.0 * y - 1.0)
     return p, change
 
@@ -110,12 +137,6 @@ def share(factors, begin, end, ACT: gl.constexpr):
     if ACT == 2:
         part = 1.0 / (end - begin).to(gl.float32)
     return part
-
-
-@gluon.jit
-def nothing(ACT: gl.constexpr):
-    """What `changed` takes where a key is not seen."""
-    return -1.0 if ACT else 0.0
 
 
 @gluon.jit
@@ -141,6 +162,14 @@ def _sums(p):
 
 
 @gluon.jit
+def no_sums(BM: gl.constexpr):
+    """Sums of no weights, as `_sums` has them."""
+    layout: gl.constexpr = gl.DistributedLinearLayout(
+        [[8, 0]], [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0]], [], [BM, 4])
+    return gl.full([BM, 4], 0.0, gl.float32, layout)
+
+
+@gluon.jit
 def _seen(first, end, n, layout: gl.constexpr, BM: gl.constexpr, N: gl.constexpr, CAUSAL: gl.constexpr):
     """Which of N keys from n on the queries from `first` on see, in a row that ends at `end`: (BM, N)."""
     rows = first + gl.arange(0, BM, gl.SliceLayout(1, layout))
@@ -159,7 +188,7 @@ def _product(q, k, N: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def _masked_part(q, k, m, first, end, n, scale, look, N: gl.constexpr, CAUSAL: gl.constexpr, ACT: gl.constexpr,
+def _masked_part(q, k, m, first, end, n, scale, N: gl.constexpr, CAUSAL: gl.constexpr, ACT: gl.constexpr,
                  p_layout: gl.constexpr, row_layout: gl.constexpr):
     """See the first N keys of a block at n that is the first to be seen: maxima, sums, weights of the whole block.
 
@@ -170,12 +199,8 @@ def _masked_part(q, k, m, first, end, n, scale, look, N: gl.constexpr, CAUSAL: g
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     s = _product(q, k, N, layout)
     seen = _seen(first, end, n, layout, BM, N, CAUSAL)
-    if look[0] is not None:
-        s = biased(s, look, 0, ACT)
-        scale = rest(ACT)
     if ACT:
-        # not the weight, which would leave its halves of registers apart
-        p, _ = silu(gl.where(seen, s, 0.0), scale, k.dtype)
+        p, _ = silu(gl.where(seen, scaled(s, scale, ACT), hidden(ACT)), k.dtype)
         if m is None:
             m = gl.full([BM], 0.0, gl.float32, row_layout)
     elif m is None:
@@ -194,7 +219,7 @@ def _masked_part(q, k, m, first, end, n, scale, look, N: gl.constexpr, CAUSAL: g
 
 
 @gluon.jit
-def _masked_block(q, k, m, first, end, n, scale, look, CAUSAL: gl.constexpr, ACT: gl.constexpr, p_layout: gl.constexpr,
+def _masked_block(q, k, m, first, end, n, scale, CAUSAL: gl.constexpr, ACT: gl.constexpr, p_layout: gl.constexpr,
                   row_layout: gl.constexpr):
     """See the block of keys at n, the first to be seen; only half of it where the rest is masked anyway."""
     BN: gl.constexpr = k.shape[0]
@@ -202,15 +227,14 @@ def _masked_block(q, k, m, first, end, n, scale, look, CAUSAL: gl.constexpr, ACT
     if CAUSAL:
         high = gl.minimum(end, first + q.shape[0])
     if high - n <= BN // 2:
-        top, total, p = _masked_part(q, k, m, first, end, n, scale, look, BN // 2, CAUSAL, ACT, p_layout,
-                                     row_layout)
+        top, total, p = _masked_part(q, k, m, first, end, n, scale, BN // 2, CAUSAL, ACT, p_layout, row_layout)
     else:
-        top, total, p = _masked_part(q, k, m, first, end, n, scale, look, BN, CAUSAL, ACT, p_layout, row_layout)
+        top, total, p = _masked_part(q, k, m, first, end, n, scale, BN, CAUSAL, ACT, p_layout, row_layout)
     return top, total, p
 
 
 @gluon.jit
-def _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV: gl.constexpr, ACT: gl.constexpr):
+def finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV: gl.constexpr, ACT: gl.constexpr):
     """Normalise and store the output of a tile, and of a softmax its log-sum-exp; m and total (BM,)."""
     if ACT:
         acc = acc * share(factors, begin, end, ACT)
@@ -257,13 +281,13 @@ def _load_pair(k_desc, v_desc, k_smem, v_smem, full, j, begin, n, g):
 
 
 @gluon.jit
-def _see_all(q_desc, k_desc, v_desc, memory, place, m, factor, bias, ACT: gl.constexpr, GROUP: gl.constexpr,
-             CAUSAL: gl.constexpr):
+def _see_all(q_desc, k_desc, v_desc, memory, place, m, scale, ACT: gl.constexpr, FOLDED: gl.constexpr,
+             GROUP: gl.constexpr, CAUSAL: gl.constexpr):
     """Let a tile see the keys of its row: what weights are relative to, their sums (BM,), the weighted values.
 
     They are relative to m, or without one to the maxima of the block that is seen first.
     """
-    q_smem, k_smem, v_smem, room, times = memory
+    q_smem, k_smem, v_smem = memory
     first, h, begin, end = place
     BM: gl.constexpr = q_smem.shape[0]
     S: gl.constexpr = k_smem.shape[0]
@@ -281,27 +305,17 @@ def _see_all(q_desc, k_desc, v_desc, memory, place, m, factor, bias, ACT: gl.con
     tma.async_copy_global_to_shared(q_desc, [first, h, 0], full.index(0), q_smem)
     tma.async_copy_global_to_shared(k_desc, [last, g, 0], full.index(0), k_smem.index(0))
     _load_pair(k_desc, v_desc, k_smem, v_smem, full, 1, begin, last - BN, g)
-    look = (None,)
-    scale = factor
-    if room is not None:
-        scale = rest(ACT)
-        origin = first_time(bias, begin, end - begin)
-        asked = times_of_queries(bias, origin, first + gl.arange(0, BM, gl.SliceLayout(1, s_layout)), end)
-        look = (room, bias, factor, BN - 1, asked, times)
-        put_times(bias, h, room, ACT)
-        hand_over(bias, fetch(bias, origin, place, last, BM, BN, ACT), room, times, 0)
-        found = fetch(bias, origin, place, last - BN, BM, BN, ACT)
     mbarrier.wait(full.index(0), 0)
     q = q_smem.reshape([BM, BD])
+    if FOLDED:
+        fold(q, 0.5 * scale)
+        scale = None
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
-    top, total, p = _masked_block(q, k_smem.index(0).reshape([BN, BD]), m, first, end, last, factor, look, CAUSAL, ACT,
+    top, total, p = _masked_block(q, k_smem.index(0).reshape([BN, BD]), m, first, end, last, scale, CAUSAL, ACT,
                                   p_layout, s_rows)
     zeros = gl.full([BM, BN], 0.0, gl.float32, s_layout)
     acc = gl.full([BM, BD], 0.0, gl.float32, o_layout)
-    if room is not None:
-        hand_over(bias, found, room, times, 1)
-    else:
-        gl.thread_barrier()  # all warps are through with the keys
+    gl.thread_barrier()  # all warps are through with the keys
     _load_pair(k_desc, v_desc, k_smem, v_smem, full, S, begin, last - S * BN, g)
     for j in range(1, blocks):
         mbarrier.wait(full.index(j % S), (j // S) & 1)
@@ -309,21 +323,14 @@ def _see_all(q_desc, k_desc, v_desc, memory, place, m, factor, bias, ACT: gl.con
         values = v_smem.index((j - 1) % S).reshape([BN, BD])
         scores = warpgroup_mma(q, keys, zeros, use_acc=False, is_async=True)
         sums = warpgroup_mma(p, values, acc, is_async=True)
-        if room is not None:
-            found = fetch(bias, origin, place, last - (j + 1) * BN, BM, BN, ACT)
         s = warpgroup_mma_wait(1, [scores])
-        if room is not None:
-            s = biased(s, look, j % 2, ACT)
         if ACT:
-            fresh, _ = silu(s, scale, k_desc.dtype)
+            fresh, _ = silu(scaled(s, scale, ACT), k_desc.dtype)
         else:
             fresh = gl.exp2(s * scale - top[:, None])
             total += _sums(fresh)
         acc, p = warpgroup_mma_wait(0, [sums, p])
-        if room is not None:
-            hand_over(bias, found, room, times, (j + 1) % 2)
-        else:
-            gl.thread_barrier()
+        gl.thread_barrier()
         _load_pair(k_desc, v_desc, k_smem, v_smem, full, j + S, begin, last - (j + S) * BN, g)
         p = gl.convert_layout(fresh.to(k_desc.dtype), p_layout)
     mbarrier.wait(full.index(blocks % S), (blocks // S) & 1)
@@ -333,9 +340,9 @@ def _see_all(q_desc, k_desc, v_desc, memory, place, m, factor, bias, ACT: gl.con
 
 
 @gluon.jit
-def _maxima(k_desc, memory, place, scale, bias, GROUP: gl.constexpr, CAUSAL: gl.constexpr):
+def _maxima(k_desc, memory, place, scale, GROUP: gl.constexpr, CAUSAL: gl.constexpr):
     """The largest score of each query of a tile, which is in place, (BM,)."""
-    q_smem, k_smem, _, room, times = memory
+    q_smem, k_smem, _ = memory
     first, h, begin, end = place
     BM: gl.constexpr = q_smem.shape[0]
     BN: gl.constexpr = k_smem.shape[1]
@@ -344,20 +351,15 @@ def _maxima(k_desc, memory, place, scale, bias, GROUP: gl.constexpr, CAUSAL: gl.
     m = gl.full([BM], float("-inf"), gl.float32, gl.SliceLayout(1, layout))
     full = barriers(1, 1)
     fence_async_shared()
-    if room is not None:
-        origin = first_time(bias, begin, end - begin)
-        asked = times_of_queries(bias, origin, first + gl.arange(0, BM, gl.SliceLayout(1, layout)), end)
     for j in range(count_blocks(first, begin, end, BM, BN, CAUSAL)):
         n = begin + j * BN
         gl.thread_barrier()  # all warps are through with the keys
-        if room is not None:
-            hand_over(bias, fetch(bias, origin, place, n, BM, BN, False), room, times, 0)
         mbarrier.expect(full.index(0), k_desc.block_type.nbytes)
         tma.async_copy_global_to_shared(k_desc, [n, h // GROUP, 0], full.index(0), k_smem.index(0))
         mbarrier.wait(full.index(0), j & 1)
         s = _product(q_smem.reshape([BM, BD]), k_smem.index(0).reshape([BN, BD]), BN, layout)
-        s = s * scale if room is None else biased(s, (room, bias, scale, BN - 1, asked, times), 0, False)
-        m = gl.maximum(m, gl.max(gl.where(_seen(first, end, n, layout, BM, BN, CAUSAL), s, float("-inf")), 1))
+        seen = _seen(first, end, n, layout, BM, BN, CAUSAL)
+        m = gl.maximum(m, gl.max(gl.where(seen, s * scale, float("-inf")), 1))
     gl.thread_barrier()
     return m
 
@@ -365,28 +367,26 @@ def _maxima(k_desc, memory, place, scale, bias, GROUP: gl.constexpr, CAUSAL: gl.
 @launched
 @gluon.jit(do_not_specialize=["T", "count"])
 def _one_group(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, ACT: gl.constexpr, H, GROUP: gl.constexpr,
-               DV: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr, bias, BIASED: gl.constexpr):
+               DV: gl.constexpr, CAUSAL: gl.constexpr, ABREAST: gl.constexpr, FOLDED: gl.constexpr):
     """Attend from a tile of 64 queries to the keys of their row."""
     S: gl.constexpr = 2
     place = find_tile(gl.program_id(0), plan, count, H, CAUSAL, ABREAST)
     first, h, begin, end = place
     if first < end:
-        room, times = None, None
-        if BIASED:
-            room, times = make_room(k_desc.block_type.shape[0])
         memory = (gl.allocate_shared_memory(q_desc.dtype, q_desc.block_type.shape, q_desc.layout),
                   gl.allocate_shared_memory(k_desc.dtype, [S] + k_desc.block_type.shape, k_desc.layout),
-                  gl.allocate_shared_memory(v_desc.dtype, [S] + v_desc.block_type.shape, v_desc.layout), room, times)
-        m, total, acc = _see_all(q_desc, k_desc, v_desc, memory, place, None, factors[0], bias, ACT, GROUP, CAUSAL)
+                  gl.allocate_shared_memory(v_desc.dtype, [S] + v_desc.block_type.shape, v_desc.layout))
+        m, total, acc = _see_all(q_desc, k_desc, v_desc, memory, place, None, factors[0], ACT, FOLDED, GROUP, CAUSAL)
         if not ACT:
             # what came later was far larger than what m was found from: of such rows find the maxima, and begin anew
             LARGEST: gl.constexpr = 2.0**15 if q_desc.dtype == gl.float16 else 2.0**60
             rows = first + gl.arange(0, total.shape[0], total.type.layout)
             fits = (total < LARGEST) | (rows >= end)
             if gl.min(fits.to(gl.int32), 0) == 0:
-                m = gl.where(fits, m, _maxima(k_desc, memory, place, factors[0], bias, GROUP, CAUSAL))
-                m, total, acc = _see_all(q_desc, k_desc, v_desc, memory, place, m, factors[0], bias, ACT, GROUP, CAUSAL)
-        _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
+                m = gl.where(fits, m, _maxima(k_desc, memory, place, factors[0], GROUP, CAUSAL))
+                m, total, acc = _see_all(q_desc, k_desc, v_desc, memory, place, m, factors[0], ACT, FOLDED, GROUP,
+                                         CAUSAL)
+        finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
 
 
 # --- two warp groups and one that loads ---
@@ -441,10 +441,10 @@ def _load(drawn, descs, memory, plan, count, H, GROUP: gl.constexpr, CAUSAL: gl.
 
 
 @gluon.jit
-def _weigh(s, m, total, scale, dtype: gl.constexpr, ACT: gl.constexpr):
+def weigh(s, m, total, scale, dtype: gl.constexpr, ACT: gl.constexpr):
     """Scores to weights: the running maximum and sums, the weights, and what earlier ones shrink by (not pointwise)."""
     if ACT:
-        p, _ = silu(s, scale, dtype)
+        p, _ = silu(scaled(s, scale, ACT), dtype)
         shrink = m
     else:
         top = gl.maximum(m, gl.max(s, 1) * scale)
@@ -482,7 +482,7 @@ def _attend(memory, out, lse, T, factors, H, WHICH: gl.constexpr, DV: gl.constex
         whole = q_smem.index(2 * (t & 1) + WHICH).reshape([BM, BD])
         mbarrier.wait(full.index(i % S), (i // S) & 1)
         m, total, p = _masked_block(whole, k_smem.index(i % S).reshape([BN, BD]), None, first, end,
-                                    begin + (blocks - 1) * BN, factors[0], (None,), CAUSAL, ACT, p_layout, s_rows)
+                                    begin + (blocks - 1) * BN, factors[0], CAUSAL, ACT, p_layout, s_rows)
         q = whole.load(q_layout)  # what comes from registers loads shared memory less, which is near its limit
         mbarrier.arrive(empty.index(i % S))
         i += 1
@@ -494,7 +494,7 @@ def _attend(memory, out, lse, T, factors, H, WHICH: gl.constexpr, DV: gl.constex
             scores = warpgroup_mma(q, keys, zeros, use_acc=False, is_async=True)
             sums = warpgroup_mma(p, values, acc, is_async=True)
             s = warpgroup_mma_wait(1, [scores])
-            m, total, fresh, shrink = _weigh(s, m, total, factors[0], k_smem.dtype, ACT)
+            m, total, fresh, shrink = weigh(s, m, total, factors[0], k_smem.dtype, ACT)
             # the assembler moves this wait up to the maxima: the other warp group's products, not ours, fill that time
             acc, p = warpgroup_mma_wait(0, [sums, p])
             mbarrier.arrive(empty.index(i % S))
@@ -509,7 +509,7 @@ def _attend(memory, out, lse, T, factors, H, WHICH: gl.constexpr, DV: gl.constex
         mbarrier.arrive(empty.index(i % S))
         i += 1
         total = gl.convert_layout(gl.sum(total, 1), s_rows)
-        _finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
+        finish(acc, out, lse, m, total, first, h, begin, end, T, factors, H, DV, ACT)
         t += 1
         mbarrier.wait(own_full.index(t & 1), (t // 2) & 1)
         tile, h, begin, end = hear(room.index(t & 1))
