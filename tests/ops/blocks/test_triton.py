@@ -50,6 +50,18 @@ def test_products_of_every_width(width, dtype):
             assert_within_budget(actual, exact, rough, gradient=i > 0, name=kind)
 
 
+@pytest.mark.parametrize("side", [1, 33, 128, 200])
+def test_a_square_counts_as_0_past_its_side(side):
+    case = Case("", (259, 8, 131), heads=2)
+    a, offsets = case.tensors("a", device="cuda")[0].requires_grad_(), case.offsets("cuda")
+    square = torch.randn(side, side, device="cuda", requires_grad=True)
+    padded = torch.nn.functional.pad(square, (0, 259 - side, 0, 259 - side))
+    outs = [block_multiply(a, each, offsets) for each in (square, padded)]
+    assert torch.equal(*outs)
+    for found, right in zip(*(torch.autograd.grad(out.sin().sum(), (a, square)) for out in outs), strict=True):
+        torch.testing.assert_close(found, right)
+
+
 def chain(x, y, square, offsets, pairs):
     """Return what goes through every operation, and its gradients."""
     scores = block_products(x, y, offsets, pairs=pairs) + block_differences(x[:, 0], None, offsets, pairs=pairs)

@@ -24,6 +24,7 @@ class Operators:
             `offsets(offsets)`,
             `both_matmuls(a, y, x, offsets, blocks)`: the two results of `matmul`, with y and, transposed, with x,
             `softmax_backward(out, grad, offsets, blocks, over_queries)`: the gradient `(P, H)` of scores,
+            `both_multiplies(a, b, square, offsets, blocks)`: `multiply` of a and the square, `totals` of a and b,
             `sums(a, offsets, blocks, events)`: of `(P, H)` those over keys and those over queries, `(T, H)` each,
             `totals(a, b, offsets, blocks, side)`: for `(P, H)` each the sum over rows and heads, `(side, side)`.
         device_types: on which devices; None: all.
@@ -83,6 +84,7 @@ _RESULTS: dict[str, Callable[..., Any]] = {
     "differences": lambda x, y, offsets, blocks, pairs: x.new_empty((pairs, x.shape[1])),
     "multiply": lambda a, square, offsets, blocks: a.new_empty(a.shape),
     "totals": lambda a, b, offsets, blocks, side: a.new_empty((side, side)),
+    "both_multiplies": lambda a, b, square, offsets, blocks: [a.new_empty(a.shape), a.new_empty(square.shape)],
     "to_padded": lambda a, offsets, blocks, length, fill: a.new_empty((offsets.shape[0] - 1, length, length,
                                                                         a.shape[1])),
     "from_padded": lambda padded, offsets, blocks, pairs: padded.new_empty((pairs, padded.shape[3])),
@@ -156,6 +158,8 @@ def _of_differences(ctx: Any, grad: Tensor, made: dict[str, Any]) -> tuple:
 
 def _of_multiply(ctx: Any, grad: Tensor, made: dict[str, Any]) -> tuple:
     a, square, *rows = ctx.saved_tensors
+    if a is not None and square is not None and not torch.is_grad_enabled():  # at once, but without a graph
+        return *made["both_multiplies"](grad, a, square, *rows), None, None
     return (None if square is None else made["multiply"](grad, square, *rows),
             None if a is None else made["totals"](grad, a, *rows, ctx.sizes[1]), None, None)
 

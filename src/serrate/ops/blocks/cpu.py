@@ -141,6 +141,10 @@ def _totals(a: Tensor, b: Tensor, offsets: Tensor, blocks: Tensor, side: int) ->
     return out.to(a.dtype)
 
 
+def _both_multiplies(a: Tensor, b: Tensor, square: Tensor, offsets: Tensor, blocks: Tensor) -> list[Tensor]:
+    return [_multiply(a, square, offsets, blocks), _totals(a, b, offsets, blocks, square.shape[0])]
+
+
 def _to_padded(a: Tensor, offsets: Tensor, blocks: Tensor, length: int, fill: float) -> Tensor:
     out = a.new_full((offsets.shape[0] - 1, length, length, a.shape[1]), fill)
     for group in _groups(offsets, blocks):
@@ -163,4 +167,4 @@ OPERATORS = Operators("cpu", {
     "offsets": _offsets, "products": _products, "matmul": _matmul,
     "both_matmuls": _both_matmuls, "sums": _sums, "softmax": _softmax,
     "softmax_backward": _softmax_backward, "differences": _differences, "multiply": _multiply, "totals": _totals,
-    "to_padded": _to_padded, "from_padded": _from_padded}, "cpu")
+    "both_multiplies": _both_multiplies, "to_padded": _to_padded, "from_padded": _from_padded}, "cpu")

@@ -115,12 +115,22 @@ def _multiply(a: Tensor, square: Tensor, offsets: Tensor, blocks: Tensor) -> Ten
 
 
 def _totals(a: Tensor, b: Tensor, offsets: Tensor, blocks: Tensor, side: int) -> Tensor:
+    total, = _multiplied(a, b, None, offsets, blocks, side)
+    return total
+
+
+def _both_multiplies(a: Tensor, b: Tensor, square: Tensor, offsets: Tensor, blocks: Tensor) -> list[Tensor]:
+    return _multiplied(a, b, square, offsets, blocks, square.shape[0])
+
+
+def _multiplied(a: Tensor, b: Tensor, square: Tensor | None, offsets: Tensor, blocks: Tensor,
+                side: int) -> list[Tensor]:
     from . import pairs as kernels
 
-    if not a.numel() or not side:
-        return a.new_zeros((side, side))
+    if not a.numel() or not side or blocks.shape[0] == 1:
+        return [a.new_zeros(shape) for shape in ([] if square is None else [a.shape]) + [(side, side)]]
     with on_device_of(a):
-        return kernels.totals(a, b, offsets, blocks, side)
+        return kernels.totals(a, b, square, offsets, blocks, side)
 
 
 def _to_padded(a: Tensor, offsets: Tensor, blocks: Tensor, length: int, fill: float) -> Tensor:
@@ -152,4 +162,4 @@ OPERATORS = Operators("triton", {
     "offsets": _offsets, "products": _products, "matmul": _matmul,
     "both_matmuls": _both_matmuls, "sums": _sums_of_pairs, "softmax": _softmax,
     "softmax_backward": _softmax_backward, "differences": _differences, "multiply": _multiply, "totals": _totals,
-    "to_padded": _to_padded, "from_padded": _from_padded})
+    "both_multiplies": _both_multiplies, "to_padded": _to_padded, "from_padded": _from_padded})

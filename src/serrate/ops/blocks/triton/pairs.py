@@ -10,7 +10,6 @@ from torch import Tensor
 from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 from .rows import (
-    bisections,
     block_of,
     clear_past,
     ends_of,
@@ -28,6 +27,7 @@ _SPAN = 16384  # pairs of a program
 _CELLS = 4096  # of a tile of a padded block
 _ENOUGH = 1024  # programs to fill a device
 _QUERIES, _KEYS = 32, 256  # of a tile that is summed both ways
+_LINES, _COLUMNS = 16, 256  # of a tile of a square that rows share
 
 
 def launch_differences(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
@@ -44,8 +44,8 @@ def launch_squares(a: Tensor | None, square: Tensor, offsets: Tensor, blocks: Te
 
 def _launch(given: tuple, strides: tuple, offsets: Tensor, blocks: Tensor, side: int, out: Tensor) -> None:
     (pairs, heads), rows = out.shape, offsets.shape[0] - 1
-    _fill[((pairs // _SPAN + rows) * heads,)](*given, out, offsets, blocks, pairs, rows, bisections(offsets), heads,
-                                              side, *strides, given[3] is not None, _SPAN, num_warps=4)
+    _fill[((pairs // _SPAN + rows) * heads,)](*given, out, offsets, blocks, pairs, rows, heads, side, *strides,
+                                              given[3] is not None, _SPAN, num_warps=4)
 
 
 def launch_to_padded(a: Tensor, offsets: Tensor, blocks: Tensor, fill: float, out: Tensor) -> None:
@@ -59,18 +59,23 @@ def launch_to_padded(a: Tensor, offsets: Tensor, blocks: Tensor, fill: float, ou
                                   num_warps=4)
 
 
-def totals(a: Tensor, b: Tensor, offsets: Tensor, blocks: Tensor, side: int) -> Tensor:
-    """Return the sum over rows and heads of the products of a and b, `(P, H)` of any strides: `(side, side)`.
+def totals(a: Tensor, b: Tensor, square: Tensor | None, offsets: Tensor, blocks: Tensor, side: int) -> list[Tensor]:
+    """Return a square `(side, side)` times a `(P, H)`, where it is given, and the sums over rows and heads of the
+    products of a and b, `(side, side)`. Any strides.
 
-    Where the square has too few tiles for the device, rows are summed in parts, and these in their order.
+    A program has a tile of the square, and meets it in one row after the other. Where there are too few tiles for the
+    device, rows are summed in parts, and these in their order.
     """
-    queries, keys = 32, min(power_of_two(side), 128)
-    rows, tiles = offsets.shape[0] - 1, ceil_div(side, queries) * ceil_div(side, keys)
+    (pairs, heads), rows, keys = a.shape, offsets.shape[0] - 1, min(power_of_two(side), _COLUMNS)
+    tiles = ceil_div(side, _LINES) * ceil_div(side, keys)
     parts = max(1, min(rows, _ENOUGH // tiles))
-    out = torch.empty((parts, side, side), dtype=a.dtype if parts == 1 else torch.float32, device=a.device)
-    _total[(tiles * parts,)](a, b, out, offsets, blocks, a.shape[0], rows, a.shape[1], side, ceil_div(rows, parts),
-                             a.stride(), b.stride(), queries, keys, num_warps=4)
-    return out[0] if parts == 1 else out.sum(0).to(a.dtype)
+    out = None if square is None else torch.empty((pairs, heads), dtype=a.dtype, device=a.device)
+    total = torch.empty((parts, side, side), dtype=a.dtype if parts == 1 else torch.float32, device=a.device)
+    _total[(tiles * parts,)](
+        a, b, square, out, total, offsets, blocks, pairs, rows, heads, side, ceil_div(rows, parts), a.stride(),
+        b.stride(), (0, 0) if square is None else square.stride(), _LINES, keys, num_warps=4)
+    total = total[0] if parts == 1 else total.sum(0).to(a.dtype)
+    return [total] if out is None else [out, total]
 
 
 def sums(a: Tensor, offsets: Tensor, blocks: Tensor, events: int) -> list[Tensor]:
@@ -84,25 +89,25 @@ def sums(a: Tensor, offsets: Tensor, blocks: Tensor, events: int) -> list[Tensor
     outs = [a.new_empty((events, heads)) for _ in range(2)]
     each = 8 if events > 64 * rows else 1
     _sum_tiles[((events // (_KEYS - 8) + rows) * each * heads,)](
-        a, of_queries, of_keys, offsets, blocks, events, pairs, rows, bisections(offsets), heads, a.stride(), each,
-        _QUERIES, _KEYS, num_warps=4)
+        a, of_queries, of_keys, offsets, blocks, events, pairs, rows, heads, a.stride(), each, _QUERIES, _KEYS,
+        num_warps=4)
     _add_tiles[((events // _KEYS + rows) * heads,)](of_queries, of_keys, *outs, offsets, blocks, events, pairs, rows,
-                                                    bisections(offsets), heads, _QUERIES, _KEYS, num_warps=4)
+                                                    heads, _QUERIES, _KEYS, num_warps=4)
     return outs
 
 
 @launched
-@triton.jit(do_not_specialize=["P", "B", "steps", "side"])
-def _fill(x, y, square, a, out, offsets, blocks, P, B, steps, H, side, e_strides, s_strides, a_strides,
+@triton.jit(do_not_specialize=["P", "B", "side"])
+def _fill(x, y, square, a, out, offsets, blocks, P, B, H, side, e_strides, s_strides, a_strides,
           SHARED: tl.constexpr, SPAN: tl.constexpr):
     """The pairs of some queries of one row and head, about SPAN of them; of a square that rows share, in its order."""
-    clear_past(out, blocks, B, P, H, 1024)
     h = tl.cast(tl.program_id(0) % H, tl.int64)
     slot = tl.cast(tl.program_id(0) // H, tl.int64)
     if SHARED:
-        row, first, last, start, length, block = queries_abreast(offsets, blocks, slot, P, B, steps, SPAN, 16)
+        row, first, last, start, length, block = queries_abreast(offsets, blocks, slot, P, B, SPAN, 16)
     else:
-        row, first, last, start, length, block = queries_of(offsets, blocks, slot, P, B, steps, SPAN)
+        row, first, last, start, length, block = queries_of(offsets, blocks, slot, P, B, SPAN)
+    clear_past(out, blocks, B, P, H, 1024)
     if square is None:
         x += start * e_strides[0] + h * e_strides[1]
         y += start * e_strides[2] + h * e_strides[3]
@@ -200,51 +205,92 @@ def _pad(a, out, offsets, blocks, P, H, N, tiles, fill, strides, BM: tl.constexp
 
 
 @launched
-@triton.jit(do_not_specialize=["P", "B"])
-def _total(a, b, out, offsets, blocks, P, B, H, side, each, a_strides, b_strides, BM: tl.constexpr, BN: tl.constexpr):
-    """The sums of one tile of the square over one part of the rows."""
+@triton.jit(do_not_specialize=["P", "B", "each"])
+def _total(a, b, square, out, total, offsets, blocks, P, B, H, side, each, a_strides, b_strides, s_strides,
+           BM: tl.constexpr, BN: tl.constexpr):
+    """The sums of one tile of the square over one part of the rows; and where there is `out`, pairs times the tile."""
     across = tl.cdiv(side, BN)
     tiles = tl.cdiv(side, BM) * across
     tile = tl.program_id(0) % tiles
     part = tl.program_id(0) // tiles
     first = tile // across * BM
+    key = tile % across * BN
     step = tl.arange(0, BM)
-    keys = tile % across * BN + tl.arange(0, BN)
-    total = tl.zeros([BM, BN], tl.float32)
-    for row in range(part * each, tl.minimum((part + 1) * each, B)):
-        length = (tl.load(offsets + row + 1) - tl.load(offsets + row)).to(tl.int32)
-        if tl.maximum(first, tile % across * BN) < length:
-            block, held = block_of(blocks, row, length, P)
+    keys = key + tl.arange(0, BN)
+    cells = (first + step < side)[:, None] & (keys < side)[None, :]
+    factor = tl.zeros([BM, BN], tl.float32)
+    if square is not None:
+        clear_past(out, blocks, B, P, H, 1024)
+        at = (first + step).to(tl.int64)[:, None] * s_strides[0] + keys[None, :] * s_strides[1]
+        factor += tl.load(square + at, mask=cells, other=0.0).to(tl.float32)
+    found = tl.zeros([BM, BN], tl.float32)
+    begin = part * each
+    end = tl.minimum(begin + each, B)
+    next_length, next_block = _row_at(offsets, blocks, begin, B)
+    for row in range(begin, end):
+        length = next_length
+        block = next_block
+        next_length, next_block = _row_at(offsets, blocks, row + 1, B)  # on its way while this row's pairs are
+        if tl.maximum(first, key) < length:
+            held = tl.minimum(tl.maximum(P - block, 0) // length, length).to(tl.int32)
             if (length % 8 == 0) & (block % 8 == 0):
-                total = _add_products(total, a, b, first, step, keys, keys < length // 8 * 8, held, length, block, H,
-                                      a_strides, b_strides, True)
+                found = _add_products(found, factor, a, b, out, first, step, keys, keys < length // 8 * 8, held,
+                                      length, block, H, a_strides, b_strides, True)
             else:
-                total = _add_products(total, a, b, first, step, keys, keys < length, held, length, block, H, a_strides,
-                                      b_strides, False)
-    at = out + (tl.cast(part, tl.int64) * side + first) * side + (step * side)[:, None] + keys[None, :]
-    tl.store(at, total.to(out.dtype.element_ty), mask=(first + step < side)[:, None] & (keys < side)[None, :])
+                found = _add_products(found, factor, a, b, out, first, step, keys, keys < length, held, length, block,
+                                      H, a_strides, b_strides, False)
+            if out is not None:
+                _clear_beside(out, first, key, tl.where(first + BM < side, first + BM, length),
+                              tl.where(key + BN < side, key + BN, length), held, length, block, H, BM, BN)
+    at = total + (tl.cast(part, tl.int64) * side + first) * side + (step * side)[:, None] + keys[None, :]
+    tl.store(at, found.to(total.dtype.element_ty), mask=cells)
 
 
 @triton.jit
-def _add_products(total, a, b, first, step, keys, there, held, length, block, H, a_strides, b_strides,
+def _row_at(offsets, blocks, row, B):
+    """The length of a row and where its block begins; of no row past the last."""
+    there = row < B
+    start = tl.load(offsets + row, mask=there, other=0)
+    end = tl.load(offsets + row + 1, mask=there, other=0)
+    return (end - start).to(tl.int32), tl.load(blocks + row, mask=there, other=0)
+
+
+@triton.jit
+def _add_products(found, factor, a, b, out, first, step, keys, there, held, length, block, H, a_strides, b_strides,
                   WORDS: tl.constexpr):
-    """The sums with the products of the pairs of one more row, of all heads."""
+    """The sums with the products of the pairs of one more row, of all heads; and pairs times a tile into `out`."""
     base, at, inside = pairs_of(first, step, 0, keys, there, held, length, block, WORDS)
     for h in range(H):
         left = tl.load(a + base * a_strides[0] + h * a_strides[1] + at * a_strides[0], mask=inside, other=0.0)
+        left = left.to(tl.float32)
         right = tl.load(b + base * b_strides[0] + h * b_strides[1] + at * b_strides[0], mask=inside, other=0.0)
-        total += left.to(tl.float32) * right.to(tl.float32)
-    return total
+        found += left * right.to(tl.float32)
+        if out is not None:
+            tl.store(out + base * H + h + at * H, (left * factor).to(out.dtype.element_ty), mask=inside)
+    return found
+
+
+@triton.jit
+def _clear_beside(out, first, key, last, end, held, length, block, H, BM: tl.constexpr, BN: tl.constexpr):
+    """Set to 0 what a row has past the square, next to a tile on its edge."""
+    step = tl.arange(0, BM)
+    columns = tl.arange(0, BN)
+    for i in range(first, last, BM):
+        for n in range(key, end, BN):
+            if (i > first) | (n > key):
+                base, at, inside = pairs_of(i, step, n, columns, columns < length - n, held, length, block, False)
+                for h in range(H):
+                    tl.store(out + base * H + h + at * H, tl.zeros([BM, BN], out.dtype.element_ty), mask=inside)
 
 
 @launched
-@triton.jit(do_not_specialize=["T", "P", "B", "steps"])
-def _sum_tiles(a, of_queries, of_keys, offsets, blocks, T, P, B, steps, H, strides, EACH: tl.constexpr,
+@triton.jit(do_not_specialize=["T", "P", "B"])
+def _sum_tiles(a, of_queries, of_keys, offsets, blocks, T, P, B, H, strides, EACH: tl.constexpr,
                BM: tl.constexpr, BN: tl.constexpr):
     """Of BN keys of one row and head, and each EACH-th of the eighths of its queries: the sums of either."""
     h = tl.cast(tl.program_id(0) % H, tl.int64)
     part = tl.cast(tl.program_id(0) // H, tl.int64)
-    row, first, start, length = events_of(offsets, part // EACH, T, B, steps, BN - 8)
+    row, first, start, length = events_of(offsets, part // EACH, T, B, BN - 8)
     block, held = block_of(blocks, row, length, P)
     a += h * strides[1]
     of_queries += (block // BN + 3 * start) * H + h
@@ -301,12 +347,12 @@ def _sum_short(a, of_queries, of_keys, first, length, block, held, H, stride, BM
 
 
 @launched
-@triton.jit(do_not_specialize=["T", "P", "B", "steps"])
-def _add_tiles(of_queries, of_keys, over_keys, over_queries, offsets, blocks, T, P, B, steps, H, BM: tl.constexpr,
+@triton.jit(do_not_specialize=["T", "P", "B"])
+def _add_tiles(of_queries, of_keys, over_keys, over_queries, offsets, blocks, T, P, B, H, BM: tl.constexpr,
                BN: tl.constexpr):
     """The sums of BN events of one row and head, from those of tiles."""
     h = tl.cast(tl.program_id(0) % H, tl.int64)
-    row, first, start, length = events_of(offsets, tl.cast(tl.program_id(0) // H, tl.int64), T, B, steps, BN)
+    row, first, start, length = events_of(offsets, tl.cast(tl.program_id(0) // H, tl.int64), T, B, BN)
     if first < length:
         block, held = block_of(blocks, row, length, P)
         event = first + tl.arange(0, BN)

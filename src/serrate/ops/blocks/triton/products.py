@@ -22,7 +22,6 @@ from ...bmm.triton.tile import precision
 from ...launch import launched
 from ...sizes import ceil_div, power_of_two
 from .rows import (
-    bisections,
     block_of,
     clear_past,
     ends_of,
@@ -63,7 +62,7 @@ def _sizes(x: Tensor, short: bool, sums: bool) -> Sizes:
         return Sizes(64, 64, columns, 4, 2)
     if sums:
         return Sizes(128, 64, columns, 8 if columns == 128 else 4, 4)
-    return Sizes(64, 128, columns, 4, 3) if columns == 128 else Sizes(64, 256, columns, 8, 3, 128)
+    return Sizes(64, 128, columns, 4, 2) if columns == 128 else Sizes(64, 256, columns, 8, 3, 128)
 
 
 def launch(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
@@ -72,7 +71,7 @@ def launch(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -
     sizes = _sizes(x, short, sums=False)
     each = 1 if short else 8
     _products[((events // (sizes.block - 8) + rows) * each * heads,)](
-        x, y, out, offsets, blocks, events, out.shape[0], rows, bisections(offsets), heads, x.stride()[:2],
+        x, y, out, offsets, blocks, events, out.shape[0], rows, heads, x.stride()[:2],
         y.stride()[:2], width, sizes.columns, sizes.tile, sizes.block, each, precision(x.dtype, short),
         num_warps=sizes.warps, num_stages=sizes.stages, maxnreg=sizes.registers)
 
@@ -88,7 +87,7 @@ def launch_sums(a: Tensor, events: tuple[Tensor | None, Tensor | None], offsets:
     sizes = _sizes(given, short, sums=True)
     sides = sum(out is not None for out in outs)
     _sums[((count // (sizes.tile // 2) + rows) * heads * ceil_div(width, sizes.columns) * sides,)](
-        a, *events, *outs, offsets, blocks, count, a.shape[0], rows, bisections(offsets), heads, a.stride(),
+        a, *events, *outs, offsets, blocks, count, a.shape[0], rows, heads, a.stride(),
         *((0, 0) if each is None else each.stride()[:2] for each in events), whole_words(a), width, sizes.columns,
         sizes.tile, sizes.block, precision(given.dtype, short), num_warps=sizes.warps, num_stages=sizes.stages)
 
@@ -113,15 +112,15 @@ def _places_of(length, BM: tl.constexpr):
 
 
 @launched
-@triton.jit(do_not_specialize=["T", "P", "B", "steps"])
-def _products(x_source, y_source, out, offsets, blocks, T, P, B, steps, H, x_strides, y_strides, D: tl.constexpr,
+@triton.jit(do_not_specialize=["T", "P", "B"])
+def _products(x_source, y_source, out, offsets, blocks, T, P, B, H, x_strides, y_strides, D: tl.constexpr,
               BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EACH: tl.constexpr, PRECISION: tl.constexpr):
     """The pairs of BN keys of one row and head with each EACH-th of the eighths of its queries."""
-    clear_past(out, blocks, B, P, H, 1024)
     h = tl.cast(tl.program_id(0) % H, tl.int64)
     part = tl.cast(tl.program_id(0) // H, tl.int64)
-    row, first, start, length = events_of(offsets, part // EACH, T, B, steps, BN - 8)
+    row, first, start, length = events_of(offsets, part // EACH, T, B, BN - 8)
     block, held = block_of(blocks, row, length, P)
+    clear_past(out, blocks, B, P, H, 1024)
     x_source += start * x_strides[0] + h * x_strides[1]
     y_source += start * y_strides[0] + h * y_strides[1]
     out += h
@@ -191,8 +190,8 @@ def _multiplied(x_source, y_source, queries, are_there, key, columns, there, x_s
 
 
 @launched
-@triton.jit(do_not_specialize=["T", "P", "B", "steps"])
-def _sums(a, keys, queries, of_queries, of_keys, offsets, blocks, T, P, B, steps, H, a_strides, k_strides, q_strides,
+@triton.jit(do_not_specialize=["T", "P", "B"])
+def _sums(a, keys, queries, of_queries, of_keys, offsets, blocks, T, P, B, H, a_strides, k_strides, q_strides,
           WHOLE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
           PRECISION: tl.constexpr):
     """BD columns of the sums of some events of one row and head: of queries over keys, or of keys over queries.
@@ -201,28 +200,28 @@ def _sums(a, keys, queries, of_queries, of_keys, offsets, blocks, T, P, B, steps
     """
     pid = tl.program_id(0)
     if of_keys is None:
-        _sums_of_queries(pid, a, keys, of_queries, offsets, blocks, T, P, B, steps, H, a_strides, k_strides, D, BD, BM,
+        _sums_of_queries(pid, a, keys, of_queries, offsets, blocks, T, P, B, H, a_strides, k_strides, D, BD, BM,
                          BN, PRECISION)
     elif of_queries is None:
-        _sums_of_keys(pid, a, queries, of_keys, offsets, blocks, T, P, B, steps, H, a_strides, q_strides, WHOLE, D, BD,
+        _sums_of_keys(pid, a, queries, of_keys, offsets, blocks, T, P, B, H, a_strides, q_strides, WHOLE, D, BD,
                       BM, BN, PRECISION)
     elif pid % 2 == 0:
-        _sums_of_queries(pid // 2, a, keys, of_queries, offsets, blocks, T, P, B, steps, H, a_strides, k_strides, D,
+        _sums_of_queries(pid // 2, a, keys, of_queries, offsets, blocks, T, P, B, H, a_strides, k_strides, D,
                          BD, BM, BN, PRECISION)
     else:
-        _sums_of_keys(pid // 2, a, queries, of_keys, offsets, blocks, T, P, B, steps, H, a_strides, q_strides, WHOLE,
+        _sums_of_keys(pid // 2, a, queries, of_keys, offsets, blocks, T, P, B, H, a_strides, q_strides, WHOLE,
                       D, BD, BM, BN, PRECISION)
 
 
 @triton.jit
-def _sums_of_queries(pid, a_source, y_source, out, offsets, blocks, T, P, B, steps, H, a_strides, y_strides,
+def _sums_of_queries(pid, a_source, y_source, out, offsets, blocks, T, P, B, H, a_strides, y_strides,
                      D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):
     """The sums of BM queries over all keys, from the one at the place of the first query on."""
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
     part = pid % (H * CHUNKS)
     h = tl.cast(part % H, tl.int64)
     d = part // H * BD + tl.arange(0, BD)
-    row, first, start, length = events_of(offsets, tl.cast(pid // (H * CHUNKS), tl.int64), T, B, steps, BM // 2)
+    row, first, start, length = events_of(offsets, tl.cast(pid // (H * CHUNKS), tl.int64), T, B, BM // 2)
     block, held = block_of(blocks, row, length, P)
     a_source += h * a_strides[1]
     y_source += h * y_strides[1]
@@ -262,7 +261,7 @@ def _sums_of_queries(pid, a_source, y_source, out, offsets, blocks, T, P, B, ste
 
 
 @triton.jit
-def _sums_of_keys(pid, a_source, y_source, out, offsets, blocks, T, P, B, steps, H, a_strides, y_strides,
+def _sums_of_keys(pid, a_source, y_source, out, offsets, blocks, T, P, B, H, a_strides, y_strides,
                   WHOLE: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
                   PRECISION: tl.constexpr):
     """The sums of BM keys, or of BM - 8, over all queries, backwards from the one at the place of the first key.
@@ -276,7 +275,7 @@ def _sums_of_keys(pid, a_source, y_source, out, offsets, blocks, T, P, B, steps,
     part = pid % (H * CHUNKS)
     h = tl.cast(part % H, tl.int64)
     d = part // H * BD + tl.arange(0, BD)
-    row, first, start, length = events_of(offsets, tl.cast(pid // (H * CHUNKS), tl.int64), T, B, steps, BM // 2)
+    row, first, start, length = events_of(offsets, tl.cast(pid // (H * CHUNKS), tl.int64), T, B, BM // 2)
     block, held = block_of(blocks, row, length, P)
     a_source += h * a_strides[1]
     y_source += h * y_strides[1]

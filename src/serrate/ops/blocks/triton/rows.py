@@ -2,7 +2,7 @@
 
 Work is cut into tiles of `TILE` events, or of `TILE` pairs. Row `b`, which begins at `offsets[b]`, has the slots from
 `offsets[b] // TILE + b` on: as many as it needs or one more, shared with no other row. So there are
-`offsets[B] // TILE + B` of them, whatever the lengths, and the row of a slot is found by bisection.
+`offsets[B] // TILE + B` of them, whatever the lengths; the row of a slot is found by looking at 128 rows at a time.
 """
 
 # ruff: noqa: N803
@@ -17,11 +17,6 @@ from ...launch import launched
 def launch(offsets: Tensor, blocks: Tensor) -> None:
     """Fill `blocks` `(B + 1,)` with the running sums of squared lengths."""
     _sums_of_squares[(1,)](offsets, blocks, offsets.shape[0] - 1, STEP=2048, num_warps=4)
-
-
-def bisections(offsets: Tensor) -> int:
-    """Return how often the rows have to be halved until one is left."""
-    return (offsets.shape[0] - 1).bit_length()
 
 
 def whole_words(a: Tensor) -> bool:
@@ -46,16 +41,26 @@ def _sums_of_squares(offsets, blocks, B, STEP: tl.constexpr):
 
 
 @triton.jit
-def row_of(offsets, slot, B, bisections, TILE: tl.constexpr):
-    """The row of a slot, int64, and how many slots of that row come before."""
-    low = slot * 0
-    high = low + B
-    for _ in range(bisections):
-        middle = (low + high) // 2
-        before = tl.load(offsets + middle) // TILE + middle <= slot
-        low = tl.where(before, middle, low)
-        high = tl.where(before, high, middle)
-    return low, slot - (tl.load(offsets + low) // TILE + low)
+def row_of(offsets, slot, B, TILE: tl.constexpr):
+    """The row of a slot, int64, and how many slots of that row come before.
+
+    Without a TILE a row's slots are those from its offset on.
+    """
+    probe = tl.arange(0, 128) + 1
+    row = slot * 0
+    last = row + B - 1
+    while row < last:  # one of 128 parts is left each time
+        step = tl.cdiv(last - row, 128)
+        at = row + probe * step
+        before = _first_slot(tl.load(offsets + at, mask=at <= last, other=0), at, TILE) <= slot
+        row += tl.sum(((at <= last) & before).to(tl.int32), 0) * step
+        last = tl.minimum(row + step - 1, last)
+    return row, slot - _first_slot(tl.load(offsets + row), row, TILE)
+
+
+@triton.jit
+def _first_slot(offset, row, TILE: tl.constexpr):
+    return offset if TILE is None else offset // TILE + row
 
 
 @triton.jit
@@ -67,12 +72,12 @@ def block_of(blocks, row, length, P):
 
 
 @triton.jit
-def events_of(offsets, slot, T, B, bisections, TILE: tl.constexpr):
+def events_of(offsets, slot, T, B, TILE: tl.constexpr):
     """The tile of events that a slot has: row, first event within it; where the row begins, and its length.
 
     No row reaches past the events that there are.
     """
-    row, part = row_of(offsets, slot, B, bisections, TILE)
+    row, part = row_of(offsets, slot, B, TILE)
     start = tl.minimum(tl.load(offsets + row).to(tl.int64), T)
     end = tl.minimum(tl.load(offsets + row + 1).to(tl.int64), T)
     return row, (part * TILE).to(tl.int32), start, (end - start).to(tl.int32)
@@ -98,12 +103,12 @@ def groups_of(length, TILE: tl.constexpr):
 
 
 @triton.jit
-def queries_of(offsets, blocks, slot, P, B, bisections, SPAN: tl.constexpr):
+def queries_of(offsets, blocks, slot, P, B, SPAN: tl.constexpr):
     """The queries whose first pair is in the span of pairs that a slot has: row, first and last; start, length, block.
 
     So programs have about as many pairs each, however long the rows.
     """
-    row, part = row_of(blocks, slot, B, bisections, SPAN)
+    row, part = row_of(blocks, slot, B, SPAN)
     return _queries_of_part(offsets, blocks, row, part, P, SPAN)
 
 
@@ -120,11 +125,11 @@ def _queries_of_part(offsets, blocks, row, part, P, SPAN: tl.constexpr):
 
 
 @triton.jit
-def queries_abreast(offsets, blocks, slot, P, B, bisections, SPAN: tl.constexpr, ROWS: tl.constexpr):
+def queries_abreast(offsets, blocks, slot, P, B, SPAN: tl.constexpr, ROWS: tl.constexpr):
     """The same as `queries_of`, slots being in the order of first queries for ROWS rows at a time: so programs that run
     side by side have the same queries of different rows. Last is first where a slot has none.
     """
-    row, _ = row_of(blocks, slot, B, bisections, SPAN)
+    row, _ = row_of(blocks, slot, B, SPAN)
     row = row // ROWS * ROWS
     slot -= tl.load(blocks + row) // SPAN + row
     every = row + tl.arange(0, ROWS)

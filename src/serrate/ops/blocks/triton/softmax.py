@@ -14,20 +14,19 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import launched
-from ...sizes import power_of_two
 from .rows import (
-    bisections,
     clear_past,
     ends_of,
     pairs_of,
     period_of,
     queries_of,
+    row_of,
     whole_words,
     words_at,
     words_of,
 )
 
-_SPAN = 16384  # pairs of a program over keys
+_SPAN, _SMALL, _MANY = 16384, 4096, 2**28  # pairs of a program over keys; of small ones, up to so many pairs in all
 _QUERIES, _KEYS, _TURNS = 64, 128, 8  # of a tile over queries, and how many a program has
 _REGISTERS = 128  # of a thread over queries: fewer leave no room for a tile, more for other programs
 _SHORT, _FEW = 256, 16  # queries that a tile holds whole, of so many keys
@@ -41,9 +40,11 @@ def launch(a: Tensor, grad: Tensor | None, offsets: Tensor, blocks: Tensor, over
     if over_queries:
         _launch_over_queries(a, grad, offsets, blocks, out, strides)
         return
-    warps = 4 if heads == 1 else 8  # numbers that are apart have an address each, in registers
-    _over_keys[((pairs // _SPAN + rows) * heads,)](a, grad, out, offsets, blocks, pairs, rows, bisections(offsets),
-                                                   heads, *strides, _SPAN, num_warps=warps)
+    narrow = heads == 1 and a.itemsize == 2  # numbers that are apart have an address each, in registers
+    span = _SMALL if narrow and pairs <= _MANY else _SPAN
+    warps = 2 if narrow else 4 if heads == 1 else 8
+    _over_keys[((pairs // span + rows) * heads,)](a, grad, out, offsets, blocks, pairs, rows, heads, *strides, span,
+                                                  num_warps=warps)
 
 
 def _launch_over_queries(a: Tensor, grad: Tensor | None, offsets: Tensor, blocks: Tensor, out: Tensor,
@@ -62,7 +63,7 @@ def _launch_over_queries(a: Tensor, grad: Tensor | None, offsets: Tensor, blocks
     (totals, *tops), (scale, *top) = parts, divisors
     _over_queries[(2 * (units + lag) * heads,)](
         a, grad, out, *(tops or [None]), totals, *(top or [None]), scale, done, offsets, blocks, plan, pairs, rows,
-        heads, units, strips, *strides, whole, min(max(2, power_of_two(rows)), 1024), turns, _QUERIES, _KEYS, _SHORT,
+        heads, units, strips, *strides, whole, turns, _QUERIES, _KEYS, _SHORT,
         _FEW, num_warps=4, maxnreg=_REGISTERS)
 
 
@@ -74,7 +75,8 @@ def _bounds(pairs: int, rows: int, unit: int) -> tuple[int, int, int]:
     long = min(rows, pairs // _SHORT**2)
     events, of_long, longest = (isqrt(pairs * count) + 1 for count in (rows, long, 1))
     units = pairs // (unit * _KEYS) + of_long * 8 // _KEYS + of_long * 2 // unit + 9 * long
-    return (units + events // _FEW + rows + 1, 2 * (longest // unit + 8) + _AHEAD, events // _KEYS + 3 * rows + 1)
+    units += min(events, rows * _SHORT) // _FEW + rows + 1
+    return (units, 2 * (longest // unit + 8) + _AHEAD, events // _KEYS + 3 * rows + 1)
 
 
 @triton.jit
@@ -141,13 +143,13 @@ def _result(s, g, top, scale, FORWARD: tl.constexpr):
 
 
 @launched
-@triton.jit(do_not_specialize=["P", "B", "steps"])
-def _over_keys(a, grad, out, offsets, blocks, P, B, steps, H, a_strides, g_strides, SPAN: tl.constexpr):
+@triton.jit(do_not_specialize=["P", "B"])
+def _over_keys(a, grad, out, offsets, blocks, P, B, H, a_strides, g_strides, SPAN: tl.constexpr):
     """The weights of some queries of one row and head, about SPAN pairs."""
-    clear_past(out, blocks, B, P, H, 1024)
     h = tl.cast(tl.program_id(0) % H, tl.int64)
     slot = tl.cast(tl.program_id(0) // H, tl.int64)
-    _, first, last, _, length, block = queries_of(offsets, blocks, slot, P, B, steps, SPAN)
+    _, first, last, _, length, block = queries_of(offsets, blocks, slot, P, B, SPAN)
+    clear_past(out, blocks, B, P, H, 1024)
     a += h * a_strides[1]
     out += h
     if grad is not None:
@@ -265,7 +267,7 @@ def _units_of(length, UNIT: tl.constexpr):
 @launched
 @triton.jit(do_not_specialize=["P", "B", "units", "strips"])
 def _over_queries(a, grad, out, tops, totals, top, scale, done, offsets, blocks, plan, P, B, H, units, strips,
-                  a_strides, g_strides, WHOLE: tl.constexpr, ROWS: tl.constexpr, TURNS: tl.constexpr, BM: tl.constexpr,
+                  a_strides, g_strides, WHOLE: tl.constexpr, TURNS: tl.constexpr, BM: tl.constexpr,
                   BN: tl.constexpr, SHORT: tl.constexpr, FEW: tl.constexpr):
     """One read of a unit of one head: some keys of a short row, and their weights; or a tile of a long one."""
     clear_past(out, blocks, B, P, H, 1024)
@@ -274,46 +276,30 @@ def _over_queries(a, grad, out, tops, totals, top, scale, done, offsets, blocks,
     again = turn % 2
     unit = turn // 2 - again * tl.load(plan + B + 1)
     if (unit >= 0) & (unit < tl.load(plan + B)):
-        row = _row_of(plan, unit, B, ROWS)
+        row, own = row_of(plan, unit, B, None)
         start = tl.load(offsets + row).to(tl.int64)
         length = (tl.load(offsets + row + 1).to(tl.int64) - start).to(tl.int32)
         block = tl.load(blocks + row)
-        before = tl.load(plan + row)
         a += h * a_strides[1]
         out += h
         if grad is not None:
             grad += h * g_strides[1]
         if length <= SHORT:
             if again == 0:
-                key = (unit - before) * FEW
+                key = own * FEW
                 if length <= 64:
                     _whole_keys(a, grad, out, key, length, block, H, a_strides[0], g_strides[0], 64, FEW)
                 else:
                     _whole_keys(a, grad, out, key, length, block, H, a_strides[0], g_strides[0], SHORT, FEW)
         else:
-            totals += (h * units + before) * BN
+            totals += (h * units + unit - own) * BN
             scale += h * strips * BN + start
             if grad is None:
-                tops += (h * units + before) * BN
+                tops += (h * units + unit - own) * BN
                 top += h * strips * BN + start
             done += h * 3 * strips + start // BN + 3 * row
-            _tile_of_keys(a, grad, out, tops, totals, top, scale, done, unit - before, again, length, block, H, strips,
+            _tile_of_keys(a, grad, out, tops, totals, top, scale, done, own, again, length, block, H, strips,
                           a_strides[0], g_strides[0], WHOLE, TURNS, BM, BN)
-
-
-@triton.jit
-def _row_of(plan, unit, B, ROWS: tl.constexpr):
-    """The row that has a unit. Each step looks at ROWS rows at once."""
-    probe = tl.arange(0, ROWS) + 1
-    row = unit * 0
-    last = row + B - 1
-    while row < last:
-        step = tl.cdiv(last - row, ROWS)
-        at = row + probe * step
-        before = tl.load(plan + at, mask=at <= last, other=2147483647) <= unit
-        row += tl.sum(before.to(tl.int32), 0) * step
-        last = tl.minimum(row + step - 1, last)
-    return row
 
 
 @triton.jit
