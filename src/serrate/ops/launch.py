@@ -4,15 +4,19 @@ At every launch Triton finds out what a compiler could make of the arguments, wh
 launch itself. A kernel that is `launched` remembers which compiled one Triton took, under a key that tells arguments
 apart wherever Triton does. What it is not sure of it leaves to Triton: another version, an interpreter, hooks of
 profilers and debuggers, arguments of other kinds.
+
+Of a computation whose shapes have been there before, all that differs are addresses: `recalled` keeps its launches and
+makes them again, without the Python that led to them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from .direct import INTERPRETED
 
@@ -20,6 +24,8 @@ _KNOWN = triton.__version__.startswith("3.6.") and torch.version.cuda is not Non
 _MOST = 4096  # launches that a kernel remembers: numbers that never come again could make any number of them
 _LIMIT = 2**31  # of numbers that fit 32 bits
 _NUMBERS = frozenset((int, float, bool, type(None)))
+_ATEN = torch.ops.aten
+_MAKERS = frozenset((_ATEN.empty.memory_format, _ATEN.empty_like.default, _ATEN.new_empty.default))
 
 
 class Launched:
@@ -51,6 +57,8 @@ class Launched:
             return
         launch, *fixed = begun
         launch(grid[0], 1, 1, torch._C._cuda_getCurrentRawStream(device), *fixed, None, None, None, *values)
+        if torch._C._len_torch_dispatch_stack() and isinstance(tape := _get_current_dispatch_mode(), Tape):
+            tape.hear(self.kernel, (launch, grid[0], fixed), arguments, values)
 
     def told(self, arguments: tuple, options: dict[str, Any], device: int) -> tuple[tuple | None, list]:
         """Return what tells this launch from others, and the arguments with addresses in the place of tensors.
@@ -94,6 +102,100 @@ def launched(kernel: Any) -> Launched:
     return Launched(kernel)
 
 
+def recalled(memory: dict[Hashable, Any] | None, name: Hashable, given: Sequence[Tensor],
+             compute: Callable[[], Any]) -> Any:
+    """Compute, or make the launches again that this took: then return None.
+
+    Args:
+        memory: of computations with the same shapes, strides, dtypes and numbers, on one device; None: there is none.
+            Nothing is kept of the first of a `name`, and no tensors of any.
+        name: of the computation in this memory.
+        given: all tensors that there are before, each argument of a launch one of them or made by `compute`.
+        compute: launches kernels, and asks nothing of torch but memory for them.
+    """
+    if memory is None:
+        return compute()
+    tape = memory.get(name)
+    if tape is None:  # most shapes never come again, and listening takes time
+        memory[name] = False
+        return compute()
+    if tape is False:
+        with Tape(given) as tape:
+            found = compute()
+        memory[name] = tape
+        return found
+    return None if tape.again(given) else compute()
+
+
+class Tape(TorchDispatchMode):
+    """What a computation does while this is its dispatch mode: the tensors that it makes, the kernels that it launches.
+
+    It can be done `again` unless there was something else: other operations, arguments that are no tensors given or
+    made, nor numbers, launches by Triton itself.
+    """
+
+    def __init__(self, given: Sequence[Tensor]):
+        super().__init__()
+        self._tensors = list(given)
+        self._places = {id(x): i for i, x in enumerate(given)}
+        self._count = len(given)
+        self._made: list[tuple] = []
+        self._launches: list[tuple] = []
+        self._kernels: list[Any] = []
+        self._device = torch._C._cuda_getDevice()
+        self._whole = len(self._places) == len(given) and not any(x.data_ptr() & 15 for x in given)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Do what is asked for, and note it."""
+        found = function(*args, **(kwargs or {}))
+        if function in _MAKERS:
+            self._places[id(found)] = self._count + len(self._made)
+            self._made.append((found.shape, found.stride(), found.dtype, found.device))
+        elif function is _ATEN.detach.default and id(args[0]) in self._places:  # so ends `torch.empty`
+            self._places[id(found)] = self._places[id(args[0])]
+        else:
+            self._whole = False
+        self._tensors.append(found)
+        return found
+
+    def __exit__(self, *raised: Any) -> None:
+        """Keep no tensor."""
+        super().__exit__(*raised)
+        self._tensors, self._places = [], {}
+
+    def hear(self, kernel: Any, start: tuple, arguments: tuple, values: list) -> None:
+        """Note a launch: `start` is what it took before its values, which are `arguments` with addresses of tensors."""
+        places = [(place, self._places[id(x)]) for place, x in enumerate(arguments) if id(x) in self._places]
+        if not all(id(x) in self._places or _is_constant(x) for x in arguments):
+            self._whole = False
+        self._kernels.append(kernel)
+        self._launches.append((*start, values, places))
+
+    def again(self, given: Sequence[Tensor]) -> bool:
+        """Make the launches again with these tensors in place of those that were given; False: do it yourself."""
+        addresses = [x.data_ptr() for x in given]
+        device = torch._C._cuda_getDevice()
+        if not self._whole or device != self._device or True in [x & 15 != 0 for x in addresses]:
+            return False
+        if _looked_at(*self._kernels):
+            return False
+        made = [torch.empty_strided(shape, stride, dtype=dtype, device=device)
+                for shape, stride, dtype, device in self._made]
+        addresses += [x.data_ptr() for x in made]
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        for launch, programs, fixed, values, places in self._launches:
+            values = values.copy()
+            for place, i in places:
+                values[place] = addresses[i]
+            launch(programs, 1, 1, stream, *fixed, None, None, None, *values)
+        return True
+
+
+def _is_constant(x: Any) -> bool:
+    kind = type(x)
+    return kind in _NUMBERS or kind is str or (isinstance(x, tuple) and all(map(_is_constant, x)))
+
+
 def _told(x: Any) -> Any:
     """Return what tells an argument from others, a number in a tuple by its value; None of another kind."""
     kind = type(x)
@@ -109,9 +211,9 @@ def _told(x: Any) -> Any:
     return None
 
 
-def _looked_at(kernel: Any) -> bool:
+def _looked_at(*kernels: Any) -> bool:
     """Whether somebody wants to hear of launches, or kernels other than those that are remembered."""
     knobs = triton.knobs  # pyright: ignore[reportAttributeAccessIssue]
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave) or knobs.runtime.debug
-                or kernel.pre_run_hooks or knobs.compilation.instrumentation_mode)
+                or any(kernel.pre_run_hooks for kernel in kernels) or knobs.compilation.instrumentation_mode)

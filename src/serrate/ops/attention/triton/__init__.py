@@ -44,7 +44,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -
     """Attend within each row; see `api.attention`. Float32 products are IEEE unless torch is told to use TF32."""
     problem = make_problem(rows, settings)
     tables = problem.tables
-    if watched(q, k, v, *tables):
+    if settings.memory is None and watched(q, k, v, *tables):
         out, logsumexp = _forward(q, k, v, *problem.as_arguments())
     elif torch.is_grad_enabled() and True in [x.requires_grad for x in (q, k, v, *tables)]:
         out, logsumexp = _Direct.apply(q, k, v, problem, *tables)  # pyright: ignore[reportGeneralTypeIssues]
@@ -61,14 +61,14 @@ def _passes() -> ModuleType:
     return passes
 
 
-def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor, "Plan"]:
-    """Return the output, the log-sum-exp `(H, T)` in base 2 (of pointwise weights `(H, 0)`), the plan of the tiles."""
+def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor, "Plan | None"]:
+    """Return the output, the log-sum-exp `(H, T)` in base 2 (of pointwise weights `(H, 0)`), the plan if it is made."""
     out, logsumexp = _outputs(q, v, problem.pointwise)
     return out, logsumexp, _passes().compute(q, k, v, problem, (out, logsumexp))
 
 
 def _compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequence[Tensor], problem: Problem,
-                       plan: "Plan", of_tables: bool) -> list[Tensor]:
+                       plan: "Plan | None", of_tables: bool) -> list[Tensor]:
     """Return the gradients of q, k and v, contiguous, and where asked those of the tables; see `passes`."""
     gradients = [_like(x) for x in saved[:3]]
     return gradients + _passes().compute_gradients(grads, saved, problem, plan, gradients, of_tables)
@@ -97,7 +97,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], index: list[
 def _backward(grads: list[Tensor | None], saved: list[Tensor], tables: list[Tensor], index: list[Tensor],
               numbers: list[int], factors: list[float], of_tables: bool) -> list[Tensor]:
     problem = from_arguments(tables, index, numbers, factors)
-    return _compute_gradients((grads[0], grads[1]), saved, problem, _passes().Plan(problem, *saved[:3]), of_tables)
+    return _compute_gradients((grads[0], grads[1]), saved, problem, None, of_tables)
 
 
 @_forward.register_fake

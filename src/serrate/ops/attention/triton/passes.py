@@ -1,19 +1,28 @@
 """The passes of a call, forward and backward: which kernels serve it, and what is made for them."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...direct import on_device_of, unit_stride
+from ...launch import recalled
 from . import backward, few, forward, short
 from .plan import Plan, describable
 from .problem import Problem
 from .sums import Tables
+from .tile import precision
 
 
-def compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Tensor, Tensor]) -> Plan:
-    """Fill the results, the output and the log-sum-exp `(H, T)` in base 2; return the plan of the tiles."""
+def compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Tensor, Tensor]) -> Plan | None:
+    """Fill the results, the output and the log-sum-exp `(H, T)` in base 2; return the plan of the tiles if it is made.
+    """
+    return recalled(problem.memory, ("forward", precision(q.dtype)), (q, k, v, problem.keys, *results),
+                    partial(_compute, q, k, v, problem, results))
+
+
+def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Tensor, Tensor]) -> Plan:
     plan = Plan(problem, q, k, v)
     if results[0].numel():
         inputs = (unit_stride(q), unit_stride(k), unit_stride(v))
@@ -26,10 +35,10 @@ def compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Te
 
 
 def compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequence[Tensor], problem: Problem,
-                      plan: Plan, gradients: Sequence[Tensor], of_tables: bool) -> list[Tensor]:
+                      plan: Plan | None, gradients: Sequence[Tensor], of_tables: bool) -> list[Tensor]:
     """Fill the gradients of q, k and v; return, where asked, those of the tables.
 
-    Saved are q, k and v, the output (empty of pointwise weights) and the log-sum-exp.
+    Saved are q, k and v, the output (empty of pointwise weights) and the log-sum-exp. The plan is made where None.
     """
     q, k, v, *results = saved
     if not q.numel() or not k.numel():
@@ -39,9 +48,18 @@ def compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequenc
     grad, grad_lse = grads
     grad = torch.zeros_like(results[0]) if grad is None else grad.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    grads = (grad,) if grad_lse is None else (grad, grad_lse)
+    given = (*saved, problem.keys, *gradients, *grads)
+    return recalled(problem.memory, ("backward", len(grads), precision(q.dtype)), given,
+                    partial(_compute_gradients, (grad, grad_lse), saved, problem, plan, gradients, of_tables)) or []
+
+
+def _compute_gradients(grads: tuple[Tensor, Tensor | None], saved: Sequence[Tensor], problem: Problem,
+                       plan: Plan | None, gradients: Sequence[Tensor], of_tables: bool) -> list[Tensor]:
+    q, k, v, *results = saved
     inputs = (unit_stride(q), unit_stride(k), unit_stride(v))
     with on_device_of(q):
-        return _launch_backward((grad, grad_lse), inputs, problem, plan, results, gradients, of_tables)
+        return _launch_backward(grads, inputs, problem, plan or Plan(problem, q, k, v), results, gradients, of_tables)
 
 
 def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: Plan,

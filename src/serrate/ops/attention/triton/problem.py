@@ -1,6 +1,7 @@
 """A call as the kernels take it: which rows there are, what kind of mask, which factors."""
 
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class Problem(NamedTuple):
     queries: offsets, the same object as `keys` in self-attention, None for dense ones; context, targets: `(B,)`, both
     or neither; seed: () int64 or None; kind of the mask, its reach to the left and right and its block; which of the
     `ACTIVATIONS`, what it is divided by (0: the length of the history); tables of bias `(H, …)` or `(1, …)` and times
-    of queries and keys, each None where there is none.
+    of queries and keys, each None where there is none; what is kept of calls like this, see `api.Settings`.
     """
 
     queries: Tensor | None
@@ -38,6 +39,7 @@ class Problem(NamedTuple):
     time: Tensor | None = None
     query_times: Tensor | None = None
     key_times: Tensor | None = None
+    memory: dict[Hashable, Any] | None = None
 
     @property
     def dense(self) -> bool:
@@ -129,6 +131,9 @@ def is_pointwise(numbers: list[int]) -> bool:
 
 def make_problem(rows: Rows, settings: Settings) -> Problem:
     """Return the problem of a call."""
+    memory = settings.memory
+    if memory is not None and "problem" in memory:
+        return Problem(rows.queries, rows.keys, *memory["problem"], memory=memory)
     mask = settings.mask
     context, targets = mask.context, mask.targets
     if mask.per_row:
@@ -139,6 +144,10 @@ def make_problem(rows: Rows, settings: Settings) -> Problem:
     kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
     left, right, block = (NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
     weights, bias = settings.weights, settings.bias
-    return Problem(rows.queries, rows.keys, context, targets, settings.seed, kind, (left, right, block),
-                   settings.scale, weights.dropout, *weights.numbers,
-                   *((bias.position, bias.time, bias.query_times, bias.key_times) if bias is not None else ()))
+    rest = (context, targets, settings.seed, kind, (left, right, block), settings.scale, weights.dropout,
+            *weights.numbers)
+    if memory is not None:  # which knows neither counts nor a seed nor a bias
+        memory["problem"] = rest
+    return Problem(rows.queries, rows.keys, *rest,
+                   *((bias.position, bias.time, bias.query_times, bias.key_times) if bias is not None else ()),
+                   memory=memory)
