@@ -52,13 +52,16 @@ class Launched:
         device = torch._C._cuda_getDevice()
         key, values = self.told(arguments, options, device)
         begun = None if key is None or _looked_at(self.kernel) else self._begun.get(key)
+        tape = _listening()
         if begun is None or len(grid) != 1:
+            if tape is not None:
+                tape.whole = False
             self._remember(key, self.kernel[grid](*arguments, **options), len(arguments))
             return
         launch, *fixed = begun
         launch(grid[0], 1, 1, torch._C._cuda_getCurrentRawStream(device), *fixed, None, None, None, *values)
-        if torch._C._len_torch_dispatch_stack() and isinstance(tape := _get_current_dispatch_mode(), Tape):
-            tape.hear(self.kernel, (launch, grid[0], fixed), arguments, values)
+        if tape is not None:
+            tape.hear(self.kernel, device, (launch, grid[0], fixed), arguments, values)
 
     def told(self, arguments: tuple, options: dict[str, Any], device: int) -> tuple[tuple | None, list]:
         """Return what tells this launch from others, and the arguments with addresses in the place of tensors.
@@ -113,7 +116,7 @@ def recalled(memory: dict[Hashable, Any] | None, name: Hashable, given: Sequence
         given: all tensors that there are before, each argument of a launch one of them or made by `compute`.
         compute: launches kernels, and asks nothing of torch but memory for them.
     """
-    if memory is None:
+    if memory is None or not _KNOWN:
         return compute()
     tape = memory.get(name)
     if tape is None:  # most shapes never come again, and listening takes time
@@ -130,8 +133,8 @@ def recalled(memory: dict[Hashable, Any] | None, name: Hashable, given: Sequence
 class Tape(TorchDispatchMode):
     """What a computation does while this is its dispatch mode: the tensors that it makes, the kernels that it launches.
 
-    It can be done `again` unless there was something else: other operations, arguments that are no tensors given or
-    made, nor numbers, launches by Triton itself.
+    It can be done `again` unless there was something else: other operations, other devices, arguments that are neither
+    tensors given or made nor numbers, launches by Triton itself.
     """
 
     def __init__(self, given: Sequence[Tensor]):
@@ -143,7 +146,7 @@ class Tape(TorchDispatchMode):
         self._launches: list[tuple] = []
         self._kernels: list[Any] = []
         self._device = torch._C._cuda_getDevice()
-        self._whole = len(self._places) == len(given) and not any(x.data_ptr() & 15 for x in given)
+        self.whole = len(self._places) == len(given) and not any(x.data_ptr() & 15 for x in given)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Do what is asked for, and note it."""
@@ -154,7 +157,7 @@ class Tape(TorchDispatchMode):
         elif function is _ATEN.detach.default and id(args[0]) in self._places:  # so ends `torch.empty`
             self._places[id(found)] = self._places[id(args[0])]
         else:
-            self._whole = False
+            self.whole = False
         self._tensors.append(found)
         return found
 
@@ -163,11 +166,11 @@ class Tape(TorchDispatchMode):
         super().__exit__(*raised)
         self._tensors, self._places = [], {}
 
-    def hear(self, kernel: Any, start: tuple, arguments: tuple, values: list) -> None:
+    def hear(self, kernel: Any, device: int, start: tuple, arguments: tuple, values: list) -> None:
         """Note a launch: `start` is what it took before its values, which are `arguments` with addresses of tensors."""
         places = [(place, self._places[id(x)]) for place, x in enumerate(arguments) if id(x) in self._places]
-        if not all(id(x) in self._places or _is_constant(x) for x in arguments):
-            self._whole = False
+        if device != self._device or not all(id(x) in self._places or _is_constant(x) for x in arguments):
+            self.whole = False
         self._kernels.append(kernel)
         self._launches.append((*start, values, places))
 
@@ -175,7 +178,7 @@ class Tape(TorchDispatchMode):
         """Make the launches again with these tensors in place of those that were given; False: do it yourself."""
         addresses = [x.data_ptr() for x in given]
         device = torch._C._cuda_getDevice()
-        if not self._whole or device != self._device or True in [x & 15 != 0 for x in addresses]:
+        if not self.whole or device != self._device or True in [x & 15 != 0 for x in addresses]:
             return False
         if _looked_at(*self._kernels):
             return False
@@ -189,6 +192,12 @@ class Tape(TorchDispatchMode):
                 values[place] = addresses[i]
             launch(programs, 1, 1, stream, *fixed, None, None, None, *values)
         return True
+
+
+def _listening() -> Tape | None:
+    """Return what writes down this thread's launches."""
+    mode = _get_current_dispatch_mode() if torch._C._len_torch_dispatch_stack() else None
+    return mode if isinstance(mode, Tape) else None
 
 
 def _is_constant(x: Any) -> bool:

@@ -40,13 +40,13 @@ def compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequenc
 
     Saved are q, k and v, the output (empty of pointwise weights) and the log-sum-exp. The plan is made where None.
     """
-    q, k, v, *results = saved
+    q, k, _, out, _ = saved
     if not q.numel() or not k.numel():
         for each in gradients:
             each.zero_()
         return [torch.zeros_like(table) for table in problem.tables] if of_tables else []
     grad, grad_lse = grads
-    grad = torch.zeros_like(results[0]) if grad is None else grad.contiguous()
+    grad = torch.zeros_like(out) if grad is None else grad.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     grads = (grad,) if grad_lse is None else (grad, grad_lse)
     given = (*saved, problem.keys, *gradients, *grads)
