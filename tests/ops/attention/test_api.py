@@ -28,8 +28,10 @@ OTHERS: list[dict[str, Any]] = [
                                torch.tensor([0.0, 6.0]), torch.tensor(6), torch.tensor([0, 6], device="meta"),
                                torch.tensor([[0, 2], [2, 0], [6, 0]])[:, 0])),
     {"kv_offsets": torch.tensor([0, 5, 6])}, {"kv_offsets": torch.tensor([0, 6])},
-    *({"mask": mask} for mask in (CAUSAL, Mask(window=(1, 2)), Mask(window=[1, 2]), Mask(window=(2, 1)), Mask(block=2),
-                                  Mask(context=1), Mask(targets=torch.tensor([0, 1])), Mask(targets=torch.tensor([0])))),
+    *({"mask": mask} for mask in (
+        CAUSAL, Mask(window=(1, 2)), Mask(window=(2, 1)), Mask(block=2), Mask(context=1),
+        Mask(window=[1, 2]),  # pyright: ignore[reportArgumentType] - which nothing refuses
+        Mask(targets=torch.tensor([0, 1])), Mask(targets=torch.tensor([0])))),
     *({"weights": weights} for weights in (
         Weights("silu"), Weights("silu", 2.0), Weights("silu", "length"), Weights(dropout=0.5, seed=1),
         Weights(dropout=0.5, seed=2), Weights(dropout=0.5, seed=torch.tensor([1, 2])))),
@@ -108,7 +110,7 @@ def test_kernels_are_launched_again_forward_and_backward(lengths, width, monkeyp
     api._known.clear()
     offsets = offsets_from_lengths(torch.tensor(lengths, device="cuda"))
     for calls in range(4):
-        x = [torch.randn(sum(lengths), 2, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-             for _ in range(3)]
-        attention(*x, offsets, mask=CAUSAL, implementation="triton").sum().backward()
+        q, k, v = (torch.randn(sum(lengths), 2, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+                   for _ in range(3))
+        attention(q, k, v, offsets, mask=CAUSAL, implementation="triton").sum().backward()
         assert made == [True] * 2 * max(calls - 1, 0)

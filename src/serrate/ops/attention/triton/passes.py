@@ -40,7 +40,7 @@ def compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequenc
 
     Saved are q, k and v, the output (empty of pointwise weights) and the log-sum-exp. The plan is made where None.
     """
-    q, k, _, out, _ = saved
+    q, k, v, out, _ = saved
     if not q.numel() or not k.numel():
         for each in gradients:
             each.zero_()
@@ -50,8 +50,10 @@ def compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequenc
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     grads = (grad,) if grad_lse is None else (grad, grad_lse)
     given = (*saved, problem.keys, *gradients, *grads)
-    return recalled(problem.memory, ("backward", len(grads), precision(q.dtype)), given,
-                    partial(_compute_gradients, (grad, grad_lse), saved, problem, plan, gradients, of_tables)) or []
+    strides = q.stride(), k.stride(), v.stride()  # which hooks of autograd may have changed
+    name = ("backward", len(grads), precision(q.dtype), strides)
+    return recalled(problem.memory, name, given, partial(
+        _compute_gradients, (grad, grad_lse), saved, problem, plan, gradients, of_tables)) or []
 
 
 def _compute_gradients(grads: tuple[Tensor, Tensor | None], saved: Sequence[Tensor], problem: Problem,
@@ -70,7 +72,7 @@ def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tenso
         short.launch_backward(*arguments, plan, results, gradients)
     elif plan.tiling.few:
         few.launch(*arguments, plan.tiling.few, results, gradients)
-    elif plan.tiling.hopper[1] and describable(grads[0]):
+    elif plan.tiling.hopper[1] and describable(grads[0], *inputs):
         if inputs[0].shape[2] > 64:
             from .hopper import backward as on_hopper
         else:

@@ -180,20 +180,16 @@ class Plan:
         self._dense = q.shape[1] if problem.dense else 0
         self._events = q.shape[0] * (self._dense or 1), k.shape[0]
         self._made: dict[tuple[bool, int], Tensor] = {}
-        self._numbers: tuple | None = None
 
     def numbers(self, q: Tensor, k: Tensor, v: Tensor) -> tuple:
         """Return what the kernels for all calls take of these and the problem, after their tensors and tiles.
 
         Queries, factors, heads, strides, limits, counts, dropout, bias, widths of keys and values, of their blocks.
         """
-        if self._numbers is None:
-            problem, heads, width, values = self._problem, q.shape[-2], q.shape[-1], v.shape[2]
-            self._numbers = (
-                self._events[0], (problem.factor, share_of(problem)), heads, strides(q, k, v), problem.limits,
+        problem, heads, width, values = self._problem, q.shape[-2], q.shape[-1], v.shape[2]
+        return (self._events[0], (problem.factor, share_of(problem)), heads, strides(q, k, v), problem.limits,
                 problem.counts, problem.dropped, of_bias(problem), width, values, block_width(width),
                 block_width(values))
-        return self._numbers
 
     def find(self, of_queries: bool, tile: int) -> tuple[Tensor, int]:
         """Return where `tile.find_tile` finds tiles of so many queries or keys, and how many tiles there are."""
