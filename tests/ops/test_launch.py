@@ -225,18 +225,18 @@ class Computation:
     """Launches one kernel twice, between tensors given and one made in between."""
 
     def __init__(self, also=lambda x: None):
-        self.kernel, self.also, self.done = Kernel(), also, 0
+        self.kernel, self.also, self.done, self.more = Kernel(), also, 0, {}
         self.mine, self.memory = launched(self.kernel), {}
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor, name: str = "twice") -> list[tuple]:
         """Return what the launcher is given."""
-        def compute() -> str:
+        def compute() -> dict:
             self.done += 1
             between = torch.empty(24, dtype=torch.bfloat16)
             self.mine[(3,)](x, (16, 1), 100, between, 32, "ieee", num_warps=4)
             self.also(x)
             self.mine[(5,)](between, (16, 1), None, out, 32, ("ieee", 1), num_warps=4)
-            return "computed"
+            return {"between": between, **self.more}
 
         self.kernel.compiled.given.clear()
         self.result = launch.recalled(self.memory, name, (x, out), compute)
@@ -252,7 +252,8 @@ def test_the_third_computation_is_the_launches_of_the_second(known):
     pairs = [_pair() for _ in range(5)]
     given = [mine(*pair) for pair in pairs]
     assert mine.done == 2
-    assert mine.result is None
+    assert mine.result["between"].shape == (24,)
+    assert mine.result["between"].data_ptr() == given[-1][0][-3]
     for (x, out), (first, second) in zip(pairs[2:], given[2:], strict=True):
         assert first[:5] == (3, 1, 1, 5, 77)
         assert second[:5] == (5, 1, 1, 5, 77)
@@ -268,7 +269,7 @@ def test_names_and_memories_are_told_apart(known):
         mine(*_pair(), name="again")
         other(*_pair())
     assert (mine.done, other.done) == (4, 2)
-    assert launch.recalled(None, "twice", _pair(), lambda: 3) == 3
+    assert launch.recalled(None, "twice", _pair(), lambda: {"x": ALIGNED}) == {"x": ALIGNED}
 
 
 def test_no_tensor_is_kept(known):
@@ -288,19 +289,51 @@ def test_what_asks_more_of_torch_is_always_computed(known, also):
     mine = Computation(also)
     for _ in range(4):
         mine(*_pair())
-    assert (mine.done, mine.result) == (4, "computed")
+    assert mine.done == 4
 
 
-def test_tensors_of_others_are_never_launched_again(known):
+@pytest.mark.parametrize("argument", [
+    lambda mine, x, secret: secret,
+    lambda mine, x, secret: (secret, 1),
+    lambda mine, x, secret: ((x, 1), 1),
+    lambda mine, x, secret: TensorDescriptor(secret, [64], [1], [16]),
+], ids=["tensor", "tuple", "nested", "descriptor"])  # fmt: skip
+def test_tensors_of_others_are_never_launched_again(known, argument):
     secret = torch.zeros(64)
     mine = Computation()
-    mine.also = lambda x: mine.mine[(3,)](x, (16, 1), 100, secret, 32, "ieee", num_warps=4)
-    nested = Computation()
-    nested.also = lambda x: nested.mine[(3,)](x, (secret, 1), 100, x, 32, "ieee", num_warps=4)
+    mine.also = lambda x: mine.mine[(3,)](x, argument(mine, x, secret), 100, x, 32, "ieee", num_warps=4)
     for _ in range(4):
         mine(*_pair())
-        nested(*_pair())
-    assert (mine.done, nested.done) == (4, 4)
+    assert mine.done == 4
+
+
+def test_results_of_others_are_never_given_again(known):
+    mine = Computation()
+    mine.more = {"other": torch.zeros(64)}
+    for _ in range(4):
+        mine(*_pair())
+    assert mine.done == 4
+
+
+@pytest.mark.parametrize("made", [
+    lambda x: TensorDescriptor(x, [64], [1], [16]),
+    lambda x: GluonDescriptor(x, [8, 8], [8, 1], [4, 8], gl.NVMMASharedLayout(32, 32, rank=2)),
+], ids=["triton", "gluon"])  # fmt: skip
+def test_tuples_and_descriptors_are_made_again(known, made):
+    mine, pairs = Computation(), [_pair() for _ in range(4)]
+    mine.also = lambda x: mine.mine[(3,)](made(x), (x, 7, None), 100, x, 32, "ieee", num_warps=4)
+    given = [mine(*pair) for pair in pairs]
+    assert mine.done == 2
+    for (x, _), (_, second, _) in zip(pairs[2:], given[2:], strict=True):
+        descriptor, several = second[-6:-4]
+        assert descriptor == made(x)
+        assert descriptor.base is several[0] is x
+        assert several[1:] == (7, None)
+    kept = [weakref.ref(x) for x, _ in pairs]
+    for each in (pairs, given, mine.kernel.compiled.given):
+        each.clear()
+    del x, second, descriptor, several  # pyright: ignore[reportPossiblyUnbound]
+    assert [each() for each in kept] == [None] * 4
 
 
 def test_one_tensor_in_two_places_says_nothing_of_two(known):

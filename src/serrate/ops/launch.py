@@ -106,15 +106,15 @@ def launched(kernel: Any) -> Launched:
 
 
 def recalled(memory: dict[Hashable, Any] | None, name: Hashable, given: Sequence[Tensor],
-             compute: Callable[[], Any]) -> Any:
-    """Compute, or make the launches again that this took: then return None.
+             compute: Callable[[], dict[Hashable, Tensor]]) -> dict[Hashable, Tensor]:
+    """Compute, or make the launches again that this took.
 
     Args:
         memory: of computations with the same shapes, strides, dtypes and numbers, on one device; None: there is none.
             Nothing is kept of the first of a `name`, and no tensors of any.
         name: of the computation in this memory.
-        given: all tensors that there are before, each argument of a launch one of them or made by `compute`.
-        compute: launches kernels, and asks nothing of torch but memory for them.
+        given: all tensors that there are before; each that is launched with is one of them, or made by `compute`.
+        compute: launches kernels, and asks nothing of torch but memory for them; returns tensors that it made.
     """
     if memory is None or not _KNOWN:
         return compute()
@@ -124,17 +124,17 @@ def recalled(memory: dict[Hashable, Any] | None, name: Hashable, given: Sequence
         return compute()
     if tape is False:
         with Tape(given) as tape:
-            found = compute()
+            found = tape.give(compute())
         memory[name] = tape
         return found
-    return None if tape.again(given) else compute()
+    return compute() if (found := tape.again(given)) is None else found
 
 
 class Tape(TorchDispatchMode):
     """What a computation does while this is its dispatch mode: the tensors that it makes, the kernels that it launches.
 
-    It can be done `again` unless there was something else: other operations, other devices, arguments that are neither
-    tensors given or made nor numbers, launches by Triton itself.
+    It can be done `again` unless there was something else: other operations, other devices, launches by Triton itself,
+    arguments with tensors that were neither given nor made.
     """
 
     def __init__(self, given: Sequence[Tensor]):
@@ -145,6 +145,7 @@ class Tape(TorchDispatchMode):
         self._made: list[tuple] = []
         self._launches: list[tuple] = []
         self._kernels: list[Any] = []
+        self._given_back: dict[Hashable, int] = {}
         self._device = torch._C._cuda_getDevice()
         self.whole = len(self._places) == len(given) and not any(x.data_ptr() & 15 for x in given)
 
@@ -168,30 +169,67 @@ class Tape(TorchDispatchMode):
 
     def hear(self, kernel: Any, device: int, start: tuple, arguments: tuple, values: list) -> None:
         """Note a launch: `start` is what it took before its values, which are `arguments` with addresses of tensors."""
-        places = [(place, self._places[id(x)]) for place, x in enumerate(arguments) if id(x) in self._places]
-        if device != self._device or not all(id(x) in self._places or _is_constant(x) for x in arguments):
-            self.whole = False
+        addresses, others = [], []
+        for place, x in enumerate(arguments):
+            if id(x) in self._places:
+                addresses.append((place, self._places[id(x)]))
+            elif not _is_constant(x):
+                others.append((place, self._pattern(x)))
+                values[place] = None
+        self.whole &= device == self._device and all(pattern is not None for _, pattern in others)
         self._kernels.append(kernel)
-        self._launches.append((*start, values, places))
+        self._launches.append((*start, values, addresses, others))
 
-    def again(self, given: Sequence[Tensor]) -> bool:
-        """Make the launches again with these tensors in place of those that were given; False: do it yourself."""
+    def _pattern(self, x: Any) -> Callable[[list[Tensor]], Any] | None:
+        """Return what makes the like of a tuple or a tensor descriptor with other tensors."""
+        if isinstance(x, tuple) and all(id(each) in self._places or _is_constant(each) for each in x):
+            return partial(_tuple_again, [None if id(each) in self._places else each for each in x],
+                           [(i, self._places[id(each)]) for i, each in enumerate(x) if id(each) in self._places])
+        if type(x).__name__ == "TensorDescriptor" and id(x.base) in self._places:
+            return partial(_descriptor_again, type(x), {**vars(x), "base": None}, self._places[id(x.base)])
+        return None
+
+    def give(self, found: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """Note and return the results."""
+        places = {key: self._places.get(id(x), -1) for key, x in found.items()}
+        self.whole &= all(place >= self._count for place in places.values())
+        self._given_back = places
+        return found
+
+    def again(self, given: Sequence[Tensor]) -> dict[Hashable, Tensor] | None:
+        """Make the launches again with these tensors in place of those that were given; None: do it yourself."""
+        if not self.whole:
+            return None
         addresses = [x.data_ptr() for x in given]
         device = torch._C._cuda_getDevice()
-        if not self.whole or device != self._device or True in [x & 15 != 0 for x in addresses]:
-            return False
-        if _looked_at(*self._kernels):
-            return False
-        made = [torch.empty_strided(shape, stride, dtype=dtype, device=device)
-                for shape, stride, dtype, device in self._made]
-        addresses += [x.data_ptr() for x in made]
+        if device != self._device or True in [x & 15 != 0 for x in addresses] or _looked_at(*self._kernels):
+            return None
+        tensors = [*given, *[torch.empty_strided(shape, stride, dtype=dtype, device=device)
+                             for shape, stride, dtype, device in self._made]]
+        addresses += [x.data_ptr() for x in tensors[self._count:]]
         stream = torch._C._cuda_getCurrentRawStream(device)
-        for launch, programs, fixed, values, places in self._launches:
+        for launch, programs, fixed, values, places, others in self._launches:
             values = values.copy()
             for place, i in places:
                 values[place] = addresses[i]
+            for place, pattern in others:
+                values[place] = pattern(tensors)
             launch(programs, 1, 1, stream, *fixed, None, None, None, *values)
-        return True
+        return {key: tensors[i] for key, i in self._given_back.items()}
+
+
+def _tuple_again(fixed: list, places: list[tuple[int, int]], tensors: list[Tensor]) -> tuple:
+    values = fixed.copy()
+    for place, i in places:
+        values[place] = tensors[i]
+    return tuple(values)
+
+
+def _descriptor_again(kind: type, fields: dict[str, Any], place: int, tensors: list[Tensor]) -> Any:
+    """Return a descriptor as there has been one, which nobody needs to check."""
+    made = object.__new__(kind)
+    vars(made).update(fields, base=tensors[place])
+    return made
 
 
 def _listening() -> Tape | None:

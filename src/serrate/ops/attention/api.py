@@ -86,7 +86,6 @@ class Settings(NamedTuple):
 
 _LEAST_SCALE = 1e-30  # below, a factor on scores is 0: what kernels divide by it leaves the range of float32
 _LARGEST_COUNT = 2**31 - 1
-_FEW_EVENTS = 4096  # below, the host may take longer than the device
 _MOST = 4096  # calls that are remembered: shapes that never come again could make any number of them
 
 _known: dict[tuple, tuple[Callable[..., Any], Settings]] = {}  # what was found out about calls, as `_told`
@@ -238,11 +237,10 @@ def _told(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, kv_offsets: Tensor |
           bias: Bias | None, scale: float | None, return_lse: bool, implementation: str | None) -> tuple | None:
     """Return what tells a call from others, the contents of its tensors and their addresses apart.
 
-    None where nothing is remembered: under tracers and modes, which look on at every call; with tensors beside q, k, v
-    and offsets, which would have to be told apart too; where there is so much to do that the host does not matter.
+    None where nothing is remembered: under tracers and modes, which look on at every call, and with tensors beside
+    q, k, v and offsets, which would have to be told apart too.
     """
-    if watched(q, k, v, offsets) or kv_offsets is not None or bias is not None or mask.per_row or weights.dropout \
-            or k.dim() != 3 or k.shape[0] >= _FEW_EVENTS:
+    if watched(q, k, v, offsets) or kv_offsets is not None or bias is not None or mask.per_row or weights.dropout:
         return None
     if scale is not None and (type(scale) is not float or scale < _LEAST_SCALE):
         return None

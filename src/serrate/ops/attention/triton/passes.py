@@ -1,6 +1,6 @@
 """The passes of a call, forward and backward: which kernels serve it, and what is made for them."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 
 import torch
@@ -9,20 +9,20 @@ from torch import Tensor
 from ...direct import on_device_of, unit_stride
 from ...launch import recalled
 from . import backward, few, forward, short
-from .plan import Plan, describable
+from .plan import Plan, Tiles, describable
 from .problem import Problem
 from .sums import Tables
 from .tile import precision
 
 
-def compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Tensor, Tensor]) -> Plan | None:
-    """Fill the results, the output and the log-sum-exp `(H, T)` in base 2; return the plan of the tiles if it is made.
-    """
+def compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Tensor, Tensor]) -> Tiles:
+    """Fill the results, the output and the log-sum-exp `(H, T)` in base 2; return the tiles of the plan."""
     return recalled(problem.memory, ("forward", precision(q.dtype)), (q, k, v, problem.keys, *results),
-                    partial(_compute, q, k, v, problem, results))
+                    partial(_launch_forward, q, k, v, problem, results))
 
 
-def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Tensor, Tensor]) -> Plan:
+def _launch_forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Tensor, Tensor]) -> Tiles:
+    """Fill the results by the kernel that the plan chooses."""
     plan = Plan(problem, q, k, v)
     if results[0].numel():
         inputs = (unit_stride(q), unit_stride(k), unit_stride(v))
@@ -31,14 +31,14 @@ def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[T
             from .hopper import forward as chosen
         with on_device_of(q):
             chosen.launch(inputs, problem, plan, results)
-    return plan
+    return plan.tiles
 
 
 def compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequence[Tensor], problem: Problem,
-                      plan: Plan | None, gradients: Sequence[Tensor], of_tables: bool) -> list[Tensor]:
+                      tiles: Tiles, gradients: Sequence[Tensor], of_tables: bool) -> list[Tensor]:
     """Fill the gradients of q, k and v; return, where asked, those of the tables.
 
-    Saved are q, k and v, the output (empty of pointwise weights) and the log-sum-exp. The plan is made where None.
+    Saved are q, k and v, the output (empty of pointwise weights) and the log-sum-exp; tiles are those that there are.
     """
     q, k, v, out, _ = saved
     if not q.numel() or not k.numel():
@@ -48,41 +48,35 @@ def compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequenc
     grad, grad_lse = grads
     grad = torch.zeros_like(out) if grad is None else grad.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    grads = (grad,) if grad_lse is None else (grad, grad_lse)
-    given = (*saved, problem.keys, *gradients, *grads)
+    given = (*saved, problem.keys, *gradients, *tiles.values(), grad, *(() if grad_lse is None else (grad_lse,)))
     strides = q.stride(), k.stride(), v.stride()  # which hooks of autograd may have changed
-    name = ("backward", len(grads), precision(q.dtype), strides)
-    return recalled(problem.memory, name, given, partial(
-        _compute_gradients, (grad, grad_lse), saved, problem, plan, gradients, of_tables)) or []
+    name = ("backward", grad_lse is None, precision(q.dtype), strides, *tiles)
+    return list(recalled(problem.memory, name, given, partial(
+        _launch_backward, (grad, grad_lse), saved, problem, tiles, gradients, of_tables)).values())
 
 
-def _compute_gradients(grads: tuple[Tensor, Tensor | None], saved: Sequence[Tensor], problem: Problem,
-                       plan: Plan | None, gradients: Sequence[Tensor], of_tables: bool) -> list[Tensor]:
+def _launch_backward(grads: tuple[Tensor, Tensor | None], saved: Sequence[Tensor], problem: Problem, tiles: Tiles,
+                     gradients: Sequence[Tensor], of_tables: bool) -> dict[Hashable, Tensor]:
+    """Fill the gradients of q, k and v by the kernels that the plan chooses; return those of the tables."""
     q, k, v, *results = saved
-    inputs = (unit_stride(q), unit_stride(k), unit_stride(v))
-    with on_device_of(q):
-        return _launch_backward(grads, inputs, problem, plan or Plan(problem, q, k, v), results, gradients, of_tables)
-
-
-def _launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], problem: Problem, plan: Plan,
-                     results: Sequence[Tensor], gradients: Sequence[Tensor], of_tables: bool) -> list[Tensor]:
-    """Fill the gradients of q, k and v by the kernels that the plan has chosen; return those of the tables."""
+    plan, inputs = Plan(problem, q, k, v, tiles), (unit_stride(q), unit_stride(k), unit_stride(v))
     arguments = (grads, inputs, problem)
-    if plan.tiling.short:
-        short.launch_backward(*arguments, plan, results, gradients)
-    elif plan.tiling.few:
-        few.launch(*arguments, plan.tiling.few, results, gradients)
-    elif plan.tiling.hopper[1] and describable(grads[0], *inputs):
-        if inputs[0].shape[2] > 64:
-            from .hopper import backward as on_hopper
-        else:
-            from .hopper import backward_64 as on_hopper
+    with on_device_of(q):
+        if plan.tiling.short:
+            short.launch_backward(*arguments, plan, results, gradients)
+        elif plan.tiling.few:
+            few.launch(*arguments, plan.tiling.few, results, gradients)
+        elif plan.tiling.hopper[1] and describable(grads[0], *inputs):
+            if q.shape[2] > 64:
+                from .hopper import backward as on_hopper
+            else:
+                from .hopper import backward_64 as on_hopper
 
-        on_hopper.launch(*arguments, plan, results, gradients)
-    elif of_tables:
-        tables = Tables(grads, inputs, problem)
-        backward.launch(*arguments, plan, results, gradients, tables.sums)
-        return tables.gradients()
-    else:
-        backward.launch(*arguments, plan, results, gradients)
-    return []
+            on_hopper.launch(*arguments, plan, results, gradients)
+        elif of_tables:
+            tables = Tables(grads, inputs, problem)
+            backward.launch(*arguments, plan, results, gradients, tables.sums)
+            return dict(enumerate(tables.gradients()))
+        else:
+            backward.launch(*arguments, plan, results, gradients)
+    return {}
