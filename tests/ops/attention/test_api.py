@@ -27,7 +27,9 @@ OTHERS: list[dict[str, Any]] = [
     *({"offsets": x} for x in (torch.tensor([0, 2, 6], dtype=torch.int32), torch.tensor([0, 6]),
                                torch.tensor([0.0, 6.0]), torch.tensor(6), torch.tensor([0, 6], device="meta"),
                                torch.tensor([[0, 2], [2, 0], [6, 0]])[:, 0])),
-    {"kv_offsets": torch.tensor([0, 5, 6])}, {"kv_offsets": torch.tensor([0, 6])},
+    *({"kv_offsets": x} for x in (
+        torch.tensor([0, 5, 6]), torch.tensor([0, 6]), torch.tensor([0, 2, 6], dtype=torch.int32), USUAL["offsets"],
+        torch.tensor([0, 2, 6], device="meta"))),
     *({"mask": mask} for mask in (
         CAUSAL, Mask(window=(1, 2)), Mask(window=(2, 1)), Mask(block=2), Mask(context=1),
         Mask(window=[1, 2]),  # pyright: ignore[reportArgumentType] - which nothing refuses
@@ -86,10 +88,9 @@ def test_no_tensor_is_kept():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_like_of_a_call_gives_what_the_first_does(case: Case, dtype: torch.dtype):
-    tensors = case.tensors(dtype, "cuda")[:3]
+def test_the_like_of_a_call_gives_what_the_first_does(case: Case):
+    tensors = case.tensors(torch.float16, "cuda")[:3]
     usable("triton", case, tensors)
     others = tuple(x.flip(0).contiguous() for x in tensors)
     api._known.clear()
@@ -102,15 +103,24 @@ def test_the_like_of_a_call_gives_what_the_first_does(case: Case, dtype: torch.d
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("lengths", "width"), [((64,), 64), ((5, 0, 17, 40, 3, 8) * 4, 32)], ids=["one", "short"])
-def test_kernels_are_launched_again_forward_and_backward(lengths, width, monkeypatch):
+@pytest.mark.parametrize("crossed", [False, True], ids=["own", "crossed"])
+@pytest.mark.parametrize(("lengths", "width"), [((64,), 64), ((5, 0, 17, 40, 3, 8) * 4, 32), ((3000, 2000), 64)],
+                         ids=["one", "short", "long"])
+def test_kernels_are_launched_again_forward_and_backward(lengths, width, crossed, monkeypatch):
     made = []
     again = launch.Tape.again
-    monkeypatch.setattr(launch.Tape, "again", lambda tape, given: made.append(again(tape, given)) or made[-1])
+
+    def noted(tape, given):
+        found = again(tape, given)
+        made.append(found is not None)
+        return found
+
+    monkeypatch.setattr(launch.Tape, "again", noted)
     api._known.clear()
     offsets = offsets_from_lengths(torch.tensor(lengths, device="cuda"))
     for calls in range(4):
         q, k, v = (torch.randn(sum(lengths), 2, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
                    for _ in range(3))
-        attention(q, k, v, offsets, mask=CAUSAL, implementation="triton").sum().backward()
+        attention(q, k, v, offsets, kv_offsets=offsets.clone() if crossed else None, mask=CAUSAL,
+                  implementation="triton").sum().backward()
         assert made == [True] * 2 * max(calls - 1, 0)

@@ -237,16 +237,18 @@ def _told(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, kv_offsets: Tensor |
           bias: Bias | None, scale: float | None, return_lse: bool, implementation: str | None) -> tuple | None:
     """Return what tells a call from others, the contents of its tensors and their addresses apart.
 
-    None where nothing is remembered: under tracers and modes, which look on at every call, and with tensors beside
-    q, k, v and offsets, which would have to be told apart too.
+    None where nothing is remembered: under tracers and modes, which look on at every call, and with other tensors,
+    which would have to be told apart too.
     """
-    if watched(q, k, v, offsets) or kv_offsets is not None or bias is not None or mask.per_row or weights.dropout:
+    if watched(q, k, v, offsets, kv_offsets) or bias is not None or mask.per_row or weights.dropout:
         return None
     if scale is not None and (type(scale) is not float or scale < _LEAST_SCALE):
         return None
     return (q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, q.device,
-            k.device, v.device, offsets.shape, offsets.dtype, offsets.device, mask.causal, *mask.window, mask.block,
-            weights.activation, weights.normaliser, scale, return_lse, implementation)
+            k.device, v.device, offsets.shape, offsets.dtype, offsets.device,
+            kv_offsets is not None and (kv_offsets.shape, kv_offsets.dtype, kv_offsets.device, kv_offsets is offsets),
+            mask.causal, *mask.window, mask.block, weights.activation, weights.normaliser, scale, return_lse,
+            implementation)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:

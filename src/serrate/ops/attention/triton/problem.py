@@ -47,6 +47,11 @@ class Problem(NamedTuple):
         return self.queries is None
 
     @property
+    def offsets(self) -> tuple[Tensor, ...]:
+        """Those of keys, and of queries where they have their own."""
+        return (self.keys,) if self.queries is None or self.queries is self.keys else (self.keys, self.queries)
+
+    @property
     def per_row(self) -> bool:
         """Whether rows have context and targets."""
         return self.context is not None
