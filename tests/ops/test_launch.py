@@ -324,24 +324,34 @@ def test_tuples_and_descriptors_are_made_again(known, made):
     mine.also = lambda x: mine.mine[(3,)](made(x), (x, 7, None), 100, x, 32, "ieee", num_warps=4)
     given = [mine(*pair) for pair in pairs]
     assert mine.done == 2
-    for (x, _), (_, second, _) in zip(pairs[2:], given[2:], strict=True):
-        descriptor, several = second[-6:-4]
+
+    def check(x: torch.Tensor, launches: list[tuple]) -> None:
+        descriptor, several = launches[1][-6:-4]
         assert descriptor == made(x)
         assert descriptor.base is several[0] is x
         assert several[1:] == (7, None)
-    kept = [weakref.ref(x) for x, _ in pairs]
+
+    for i in (2, 3):
+        check(pairs[i][0], given[i])
+    kept = [weakref.ref(x) for pair in pairs for x in pair]
     for each in (pairs, given, mine.kernel.compiled.given):
         each.clear()
-    del x, second, descriptor, several  # pyright: ignore[reportPossiblyUnbound]
-    assert [each() for each in kept] == [None] * 4
+    assert [each() for each in kept] == [None] * 8
 
 
 def test_one_tensor_in_two_places_says_nothing_of_two(known):
     mine, (x, out) = Computation(), _pair()
     for _ in range(3):
         mine(x, x)
+    assert mine.done == 2
     mine(x, out)
-    assert mine.done == 4
+    assert mine.done == 3
+    other = Computation()
+    for _ in range(2):
+        other(*_pair())
+    first, second = other(x, x)
+    assert other.done == 2
+    assert first[-6] == second[-3] == x.data_ptr()
 
 
 def test_launches_of_tritons_own_are_not_made_again(known):

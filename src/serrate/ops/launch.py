@@ -140,14 +140,16 @@ class Tape(TorchDispatchMode):
     def __init__(self, given: Sequence[Tensor]):
         super().__init__()
         self._tensors = list(given)
-        self._places = {id(x): i for i, x in enumerate(given)}
+        self._places: dict[int, int] = {}
+        self._same = [(i, self._places[id(x)]) for i, x in enumerate(given)
+                      if self._places.setdefault(id(x), i) < i]  # is one tensor in two places
         self._count = len(given)
         self._made: list[tuple] = []
         self._launches: list[tuple] = []
         self._kernels: list[Any] = []
         self._given_back: dict[Hashable, int] = {}
         self._device = torch._C._cuda_getDevice()
-        self.whole = len(self._places) == len(given) and not any(x.data_ptr() & 15 for x in given)
+        self.whole = not any(x.data_ptr() & 15 for x in given)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Do what is asked for, and note it."""
@@ -185,9 +187,8 @@ class Tape(TorchDispatchMode):
         if isinstance(x, tuple) and all(id(each) in self._places or _is_constant(each) for each in x):
             return partial(_tuple_again, [None if id(each) in self._places else each for each in x],
                            [(i, self._places[id(each)]) for i, each in enumerate(x) if id(each) in self._places])
-        if type(x).__name__ == "TensorDescriptor" and id(x.base) in self._places:
-            return partial(_descriptor_again, type(x), {**vars(x), "base": None}, self._places[id(x.base)])
-        return None
+        place = self._places.get(id(getattr(x, "base", None))) if type(x).__name__ == "TensorDescriptor" else None
+        return None if place is None else partial(_descriptor_again, type(x), {**vars(x), "base": None}, place)
 
     def give(self, found: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """Note and return the results."""
@@ -198,7 +199,7 @@ class Tape(TorchDispatchMode):
 
     def again(self, given: Sequence[Tensor]) -> dict[Hashable, Tensor] | None:
         """Make the launches again with these tensors in place of those that were given; None: do it yourself."""
-        if not self.whole:
+        if not self.whole or not all(given[i] is given[j] for i, j in self._same):
             return None
         addresses = [x.data_ptr() for x in given]
         device = torch._C._cuda_getDevice()

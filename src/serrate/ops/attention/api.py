@@ -88,7 +88,16 @@ _LEAST_SCALE = 1e-30  # below, a factor on scores is 0: what kernels divide by i
 _LARGEST_COUNT = 2**31 - 1
 _MOST = 4096  # calls that are remembered: shapes that never come again could make any number of them
 
-_known: dict[tuple, tuple[Callable[..., Any], Settings]] = {}  # what was found out about calls, as `_told`
+
+class _Known(NamedTuple):
+    """What was found out about a call: who computes it, the factor on scores, and the `memory` of its settings."""
+
+    compute: Callable[..., Any] | None
+    factor: float
+    memory: dict[Hashable, Any] | None
+
+
+_known: dict[tuple, _Known] = {}  # by what `_told` returns
 
 
 @overload
@@ -160,20 +169,18 @@ def attention(  # pyright: ignore[reportInconsistentOverload] - the options are 
         q, factor = _scaled(q, scale)
         if return_lse and weights.pointwise:
             raise InvalidArgument("return_lse", f"False with {weights.activation} weights, which have none", True)
-        rows = _rows(q, k, offsets, kv_offsets, longest)
-        settings = Settings(_on_device(mask, rows.keys), factor, _seeded(weights, q), _prepared(bias, q, k, rows),
-                            return_lse, None if told is None else {})
+        known = _Known(None, factor, None if told is None else {})
+    rows = _rows(q, k, offsets, kv_offsets, longest)
+    settings = Settings(_on_device(mask, rows.keys), known.factor, _seeded(weights, q), _prepared(bias, q, k, rows),
+                        return_lse, known.memory)
+    compute = known.compute
+    if compute is None:
         call = Call(q.device, q.dtype, q.shape[-1], v.shape[2], mask, rows.keys is not rows.queries,
                     q.shape[-2] != k.shape[1], weights.dropout > 0, return_lse, weights.pointwise,
                     settings.bias is not None)
-        known = select.choose("attention", call, implementation).implementation.compute, settings
+        compute = select.choose("attention", call, implementation).implementation.compute
         if told is not None:
-            if len(_known) >= _MOST:
-                _known.clear()
-            _known[told] = known
-    else:
-        rows = _rows(q, k, offsets, kv_offsets, longest)
-    compute, settings = known
+            _remember(told, known._replace(compute=compute))
     out, lse = compute(q, k, v, rows, settings)
     return (out, lse) if return_lse else out
 
@@ -237,18 +244,32 @@ def _told(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, kv_offsets: Tensor |
           bias: Bias | None, scale: float | None, return_lse: bool, implementation: str | None) -> tuple | None:
     """Return what tells a call from others, the contents of its tensors and their addresses apart.
 
-    None where nothing is remembered: under tracers and modes, which look on at every call, and with other tensors,
-    which would have to be told apart too.
+    Counts, seed and bias are looked at in every call: of those it is told what kernels need to know. None where nothing
+    is remembered: under tracers and modes, which look on at every call.
     """
-    if watched(q, k, v, offsets, kv_offsets) or bias is not None or mask.per_row or weights.dropout:
+    if watched(q, k, v, offsets, kv_offsets):
         return None
     if scale is not None and (type(scale) is not float or scale < _LEAST_SCALE):
         return None
+    beside = None
+    if bias is not None or mask.per_row or weights.dropout:
+        counts, tables = (mask.context, mask.targets), () if bias is None else (bias.position, bias.time)
+        given = [x for x in (*counts, *tables, weights.seed) if isinstance(x, Tensor)]
+        if watched(*given, *(() if bias is None else (bias.query_times, bias.key_times))):
+            return None
+        beside = (weights.dropout, *[type(x) if x is None or isinstance(x, int) else x.dtype for x in counts],
+                  *[None if x is None else x.shape for x in tables])
     return (q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, q.device,
             k.device, v.device, offsets.shape, offsets.dtype, offsets.device,
             kv_offsets is not None and (kv_offsets.shape, kv_offsets.dtype, kv_offsets.device, kv_offsets is offsets),
-            mask.causal, *mask.window, mask.block, weights.activation, weights.normaliser, scale, return_lse,
+            mask.causal, *mask.window, mask.block, weights.activation, weights.normaliser, beside, scale, return_lse,
             implementation)
+
+
+def _remember(told: tuple, known: _Known) -> None:
+    if len(_known) >= _MOST:
+        _known.clear()
+    _known[told] = known
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -333,10 +354,10 @@ def _counts(name: str, counts: Tensor | int | None, offsets: Tensor) -> Tensor |
 
 
 def _seeded(weights: Weights, q: Tensor) -> Weights:
-    """Return the weights with the seed as a tensor where they need one, without a tensor where not."""
-    if weights.dropout:
-        return replace(weights, seed=seed_tensor("weights.seed", weights.seed, q.device))
-    return replace(weights, seed=0) if isinstance(weights.seed, Tensor) else weights
+    """Return the weights with the seed as a tensor, where they need one."""
+    if not weights.dropout:
+        return weights
+    return replace(weights, seed=seed_tensor("weights.seed", weights.seed, q.device))
 
 
 def _prepared(bias: Bias | None, q: Tensor, k: Tensor, rows: Rows) -> Bias | None:

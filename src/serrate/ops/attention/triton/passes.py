@@ -17,7 +17,7 @@ from .tile import precision
 
 def compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem, results: tuple[Tensor, Tensor]) -> Tiles:
     """Fill the results, the output and the log-sum-exp `(H, T)` in base 2; return the tiles of the plan."""
-    return recalled(problem.memory, ("forward", precision(q.dtype)), (q, k, v, *problem.offsets, *results),
+    return recalled(problem.memory, ("forward", precision(q.dtype)), (q, k, v, *problem.tensors, *results),
                     partial(_launch_forward, q, k, v, problem, results))
 
 
@@ -48,9 +48,9 @@ def compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequenc
     grad, grad_lse = grads
     grad = torch.zeros_like(out) if grad is None else grad.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    given = (*saved, *problem.offsets, *gradients, *tiles.values(), grad, *(() if grad_lse is None else (grad_lse,)))
+    given = (*saved, *problem.tensors, *gradients, *tiles.values(), grad, *(() if grad_lse is None else (grad_lse,)))
     strides = q.stride(), k.stride(), v.stride()  # which hooks of autograd may have changed
-    name = ("backward", grad_lse is None, precision(q.dtype), strides, *tiles)
+    name = ("backward", grad_lse is None, of_tables, precision(q.dtype), strides, *tiles)
     return list(recalled(problem.memory, name, given, partial(
         _launch_backward, (grad, grad_lse), saved, problem, tiles, gradients, of_tables)).values())
 

@@ -47,11 +47,6 @@ class Problem(NamedTuple):
         return self.queries is None
 
     @property
-    def offsets(self) -> tuple[Tensor, ...]:
-        """Those of keys, and of queries where they have their own."""
-        return (self.keys,) if self.queries is None or self.queries is self.keys else (self.keys, self.queries)
-
-    @property
     def per_row(self) -> bool:
         """Whether rows have context and targets."""
         return self.context is not None
@@ -108,6 +103,11 @@ class Problem(NamedTuple):
                   self.query_times, self.key_times)
         return [self.keys, *(each for each in others if each is not None)]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [self.keys] if self.plain else self.tables + self.index
+
     def as_arguments(self) -> tuple[list[Tensor], list[Tensor], list[int], list[float]]:
         """Return the same as types that an operator takes, the tables first; see `from_arguments`."""
         shape = _SELF if self.queries is self.keys else _DENSE if self.dense else _CROSS
@@ -136,23 +136,18 @@ def is_pointwise(numbers: list[int]) -> bool:
 
 def make_problem(rows: Rows, settings: Settings) -> Problem:
     """Return the problem of a call."""
-    memory = settings.memory
-    if memory is not None and "problem" in memory:
-        return Problem(rows.queries, rows.keys, *memory["problem"], memory=memory)
-    mask = settings.mask
-    context, targets = mask.context, mask.targets
+    mask, bias, memory = settings.mask, settings.bias, settings.memory
+    numbers = None if memory is None else memory.get("numbers")
+    if numbers is None:
+        kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
+        limits = tuple(NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
+        numbers = kind, limits, settings.scale, settings.weights.dropout, *settings.weights.numbers
+        if memory is not None:
+            memory["numbers"] = numbers
+    context = targets = None
     if mask.per_row:
         nothing = torch.zeros(rows.keys.shape[0] - 1, dtype=torch.int32, device=rows.keys.device)
-        context, targets = (count if isinstance(count, Tensor) else nothing for count in (context, targets))
-    else:
-        context = targets = None
-    kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
-    left, right, block = (NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
-    weights, bias = settings.weights, settings.bias
-    rest = (context, targets, settings.seed, kind, (left, right, block), settings.scale, weights.dropout,
-            *weights.numbers)
-    if memory is not None:  # which knows neither counts nor a seed nor a bias
-        memory["problem"] = rest
-    return Problem(rows.queries, rows.keys, *rest,
-                   *((bias.position, bias.time, bias.query_times, bias.key_times) if bias is not None else ()),
-                   memory=memory)
+        context, targets = (count if isinstance(count, Tensor) else nothing for count in (mask.context, mask.targets))
+    return Problem(rows.queries, rows.keys, context, targets, settings.seed, *numbers,
+                   *((None,) * 4 if bias is None else (bias.position, bias.time, bias.query_times, bias.key_times)),
+                   memory)
