@@ -1,7 +1,7 @@
 """Launches that are remembered: never the kernel of other arguments, and Triton's own way where it has to be."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -225,8 +225,9 @@ class Computation:
     """Launches one kernel twice, between tensors given and one made in between."""
 
     def __init__(self, also=lambda x: None):
-        self.kernel, self.also, self.done, self.more = Kernel(), also, 0, {}
+        self.kernel, self.also, self.done = Kernel(), also, 0
         self.mine, self.memory = launched(self.kernel), {}
+        self.more: Callable[[], dict[str, torch.Tensor]] = dict
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor, name: str = "twice") -> list[tuple]:
         """Return what the launcher is given."""
@@ -236,7 +237,7 @@ class Computation:
             self.mine[(3,)](x, (16, 1), 100, between, 32, "ieee", num_warps=4)
             self.also(x)
             self.mine[(5,)](between, (16, 1), None, out, 32, ("ieee", 1), num_warps=4)
-            return {"between": between, **self.more}
+            return {"between": between, **self.more()}
 
         self.kernel.compiled.given.clear()
         self.result = launch.recalled(self.memory, name, (x, out), compute)
@@ -262,6 +263,23 @@ def test_the_third_computation_is_the_launches_of_the_second(known):
         assert first[-3] == second[-6] not in (x.data_ptr(), out.data_ptr(), 0)
 
 
+def test_what_was_made_is_made_alike(known):
+    def made() -> dict[str, torch.Tensor]:
+        return {"zeros": torch.zeros(2, 3, dtype=torch.int32), "like": torch.empty_like(turned),
+                "new": turned.new_empty((4, 1), dtype=torch.float64), "empty": torch.empty(5, dtype=torch.float16)}
+
+    turned = torch.zeros(4, 3).T
+    mine = Computation()
+    for _ in range(3):
+        mine.more = made
+        mine(*_pair())
+    assert mine.done == 2
+    for name, expected in made().items():
+        found = mine.result[name]
+        assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
+    assert not mine.result["zeros"].any()
+
+
 def test_names_and_memories_are_told_apart(known):
     mine, other = Computation(), Computation()
     for _ in range(4):
@@ -282,7 +300,7 @@ def test_no_tensor_is_kept(known):
 
 @pytest.mark.parametrize("also", [
     lambda x: x.zero_(),
-    lambda x: torch.zeros(3),
+    lambda x: torch.ones(3),
     lambda x: x[1:],
 ], ids=["changes", "fills", "views"])  # fmt: skip
 def test_what_asks_more_of_torch_is_always_computed(known, also):
@@ -309,7 +327,7 @@ def test_tensors_of_others_are_never_launched_again(known, argument):
 
 def test_results_of_others_are_never_given_again(known):
     mine = Computation()
-    mine.more = {"other": torch.zeros(64)}
+    mine.more = lambda: {"other": ALIGNED}
     for _ in range(4):
         mine(*_pair())
     assert mine.done == 4

@@ -25,7 +25,8 @@ _MOST = 4096  # launches that a kernel remembers: numbers that never come again 
 _LIMIT = 2**31  # of numbers that fit 32 bits
 _NUMBERS = frozenset((int, float, bool, type(None)))
 _ATEN = torch.ops.aten
-_MAKERS = frozenset((_ATEN.empty.memory_format, _ATEN.empty_like.default, _ATEN.new_empty.default))
+_MAKERS = frozenset((_ATEN.empty.memory_format, _ATEN.empty_like.default, _ATEN.new_empty.default,
+                     _ATEN.zeros.default))
 
 
 class Launched:
@@ -114,7 +115,7 @@ def recalled(memory: dict[Hashable, Any] | None, name: Hashable, given: Sequence
             Nothing is kept of the first of a `name`, and no tensors of any.
         name: of the computation in this memory.
         given: all tensors that there are before; each that is launched with is one of them, or made by `compute`.
-        compute: launches kernels, and asks nothing of torch but memory for them; returns tensors that it made.
+        compute: launches kernels, and asks nothing of torch but memory, empty or zero; returns tensors that it made.
     """
     if memory is None or not _KNOWN:
         return compute()
@@ -144,7 +145,7 @@ class Tape(TorchDispatchMode):
         self._same = [(i, self._places[id(x)]) for i, x in enumerate(given)
                       if self._places.setdefault(id(x), i) < i]  # is one tensor in two places
         self._count = len(given)
-        self._made: list[tuple] = []
+        self._made: list[Callable[[], Tensor]] = []
         self._launches: list[tuple] = []
         self._kernels: list[Any] = []
         self._given_back: dict[Hashable, int] = {}
@@ -156,7 +157,10 @@ class Tape(TorchDispatchMode):
         found = function(*args, **(kwargs or {}))
         if function in _MAKERS:
             self._places[id(found)] = self._count + len(self._made)
-            self._made.append((found.shape, found.stride(), found.dtype, found.device))
+            filled = function is _ATEN.zeros.default
+            make = partial(torch.zeros, found.shape) if filled else partial(
+                torch.empty_strided, found.shape, found.stride())
+            self._made.append(partial(make, dtype=found.dtype, device=found.device))
         elif function is _ATEN.detach.default and id(args[0]) in self._places:  # so ends `torch.empty`
             self._places[id(found)] = self._places[id(args[0])]
         else:
@@ -205,8 +209,7 @@ class Tape(TorchDispatchMode):
         device = torch._C._cuda_getDevice()
         if device != self._device or True in [x & 15 != 0 for x in addresses] or _looked_at(*self._kernels):
             return None
-        tensors = [*given, *[torch.empty_strided(shape, stride, dtype=dtype, device=device)
-                             for shape, stride, dtype, device in self._made]]
+        tensors = [*given, *[make() for make in self._made]]
         addresses += [x.data_ptr() for x in tensors[self._count:]]
         stream = torch._C._cuda_getCurrentRawStream(device)
         for launch, programs, fixed, values, places, others in self._launches:
