@@ -120,7 +120,7 @@ def recalled(memory: dict[Hashable, Any] | None, name: Hashable, given: Sequence
     if memory is None or not _KNOWN:
         return compute()
     tape = memory.get(name)
-    if tape is None:  # most shapes never come again, and listening takes time
+    if tape is None:  # in which Triton may have to compile
         memory[name] = False
         return compute()
     if tape is False:

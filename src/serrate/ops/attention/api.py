@@ -86,7 +86,7 @@ class Settings(NamedTuple):
 
 _LEAST_SCALE = 1e-30  # below, a factor on scores is 0: what kernels divide by it leaves the range of float32
 _LARGEST_COUNT = 2**31 - 1
-_MOST = 4096  # calls that are remembered: shapes that never come again could make any number of them
+_MOST = 4096  # calls that are remembered, and as many that were met once
 
 
 class _Known(NamedTuple):
@@ -98,6 +98,7 @@ class _Known(NamedTuple):
 
 
 _known: dict[tuple, _Known] = {}  # by what `_told` returns
+_met: set[int] = set()  # hashes of that
 
 
 @overload
@@ -169,7 +170,7 @@ def attention(  # pyright: ignore[reportInconsistentOverload] - the options are 
         q, factor = _scaled(q, scale)
         if return_lse and weights.pointwise:
             raise InvalidArgument("return_lse", f"False with {weights.activation} weights, which have none", True)
-        known = _Known(None, factor, None if told is None else {})
+        known = _Known(None, factor, _memory(told))
     rows = _rows(q, k, offsets, kv_offsets, longest)
     settings = Settings(_on_device(mask, rows.keys), known.factor, _seeded(weights, q), _prepared(bias, q, k, rows),
                         return_lse, known.memory)
@@ -179,8 +180,8 @@ def attention(  # pyright: ignore[reportInconsistentOverload] - the options are 
                     q.shape[-2] != k.shape[1], weights.dropout > 0, return_lse, weights.pointwise,
                     settings.bias is not None)
         compute = select.choose("attention", call, implementation).implementation.compute
-        if told is not None:
-            _remember(told, known._replace(compute=compute))
+        if told is not None and known.memory is not None:
+            _known[told] = known._replace(compute=compute)
     out, lse = compute(q, k, v, rows, settings)
     return (out, lse) if return_lse else out
 
@@ -266,10 +267,18 @@ def _told(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, kv_offsets: Tensor |
             implementation)
 
 
-def _remember(told: tuple, known: _Known) -> None:
-    if len(_known) >= _MOST:
-        _known.clear()
-    _known[told] = known
+def _memory(told: tuple | None) -> dict[Hashable, Any] | None:
+    """Return room for what is to be kept of a call, None where its like has not been met: most shapes never come again.
+    """
+    if told is None:
+        return None
+    place = hash(told)
+    met = place in _met
+    kept = _known if met else _met
+    if len(kept) >= _MOST:
+        kept.clear()
+    _met.add(place)
+    return {} if met else None
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
