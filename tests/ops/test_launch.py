@@ -1,6 +1,7 @@
 """Launches that are remembered: never the kernel of other arguments, and Triton's own way where it has to be."""
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -215,6 +216,203 @@ def test_no_more_is_remembered_than_has_room(known, monkeypatch):
         mine[(3,)](*ARGUMENTS[:4], size, "ieee")
         assert len(mine._begun) <= 4
     assert kernel.launched == 100
+
+
+# --- computations that are made again ---
+
+
+class Computation:
+    """Launches one kernel twice, between tensors given and one made in between."""
+
+    def __init__(self, also=lambda x: None):
+        self.kernel, self.also, self.done = Kernel(), also, 0
+        self.mine, self.memory = launched(self.kernel), {}
+        self.more: Callable[[], dict[str, torch.Tensor]] = dict
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor, name: str = "twice") -> list[tuple]:
+        """Return what the launcher is given."""
+        def compute() -> dict:
+            self.done += 1
+            between = torch.empty(24, dtype=torch.bfloat16)
+            self.mine[(3,)](x, (16, 1), 100, between, 32, "ieee", num_warps=4)
+            self.also(x)
+            self.mine[(5,)](between, (16, 1), None, out, 32, ("ieee", 1), num_warps=4)
+            return {"between": between, **self.more()}
+
+        self.kernel.compiled.given.clear()
+        self.result = launch.recalled(self.memory, name, (x, out), compute)
+        return list(self.kernel.compiled.given)
+
+
+def _pair() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(64), torch.zeros(64)
+
+
+def test_the_third_computation_is_the_launches_of_the_second(known):
+    mine = Computation()
+    pairs = [_pair() for _ in range(5)]
+    given = [mine(*pair) for pair in pairs]
+    assert mine.done == 2
+    assert mine.result["between"].shape == (24,)
+    assert mine.result["between"].data_ptr() == given[-1][0][-3]
+    for (x, out), (first, second) in zip(pairs[2:], given[2:], strict=True):
+        assert first[:5] == (3, 1, 1, 5, 77)
+        assert second[:5] == (5, 1, 1, 5, 77)
+        assert (first[-6], *first[-5:-3], *first[-2:]) == (x.data_ptr(), (16, 1), 100, 32, "ieee")
+        assert second[-5:] == ((16, 1), None, out.data_ptr(), 32, ("ieee", 1))
+        assert first[-3] == second[-6] not in (x.data_ptr(), out.data_ptr(), 0)
+
+
+def test_what_was_made_is_made_alike(known):
+    def made() -> dict[str, torch.Tensor]:
+        return {"zeros": torch.zeros(2, 3, dtype=torch.int32), "like": torch.empty_like(turned),
+                "new": turned.new_empty((4, 1), dtype=torch.float64), "empty": torch.empty(5, dtype=torch.float16)}
+
+    turned = torch.zeros(4, 3).T
+    mine = Computation()
+    for _ in range(3):
+        mine.more = made
+        mine(*_pair())
+    assert mine.done == 2
+    for name, expected in made().items():
+        found = mine.result[name]
+        assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
+    assert not mine.result["zeros"].any()
+
+
+def test_names_and_memories_are_told_apart(known):
+    mine, other = Computation(), Computation()
+    for _ in range(4):
+        mine(*_pair())
+        mine(*_pair(), name="again")
+        other(*_pair())
+    assert (mine.done, other.done) == (4, 2)
+    assert launch.recalled(None, "twice", _pair(), lambda: {"x": ALIGNED}) == {"x": ALIGNED}
+
+
+def test_no_tensor_is_kept(known):
+    mine, pairs = Computation(), [_pair() for _ in range(3)]
+    kept = [weakref.ref(x) for pair in pairs for x in pair]
+    while pairs:
+        mine(*pairs.pop())
+    assert [each() for each in kept] == [None] * 6
+
+
+@pytest.mark.parametrize("also", [
+    lambda x: x.zero_(),
+    lambda x: torch.ones(3),
+    lambda x: x[1:],
+], ids=["changes", "fills", "views"])  # fmt: skip
+def test_what_asks_more_of_torch_is_always_computed(known, also):
+    mine = Computation(also)
+    for _ in range(4):
+        mine(*_pair())
+    assert mine.done == 4
+
+
+@pytest.mark.parametrize("argument", [
+    lambda mine, x, secret: secret,
+    lambda mine, x, secret: (secret, 1),
+    lambda mine, x, secret: ((x, 1), 1),
+    lambda mine, x, secret: TensorDescriptor(secret, [64], [1], [16]),
+], ids=["tensor", "tuple", "nested", "descriptor"])  # fmt: skip
+def test_tensors_of_others_are_never_launched_again(known, argument):
+    secret = torch.zeros(64)
+    mine = Computation()
+    mine.also = lambda x: mine.mine[(3,)](x, argument(mine, x, secret), 100, x, 32, "ieee", num_warps=4)
+    for _ in range(4):
+        mine(*_pair())
+    assert mine.done == 4
+
+
+def test_results_of_others_are_never_given_again(known):
+    mine = Computation()
+    mine.more = lambda: {"other": ALIGNED}
+    for _ in range(4):
+        mine(*_pair())
+    assert mine.done == 4
+
+
+@pytest.mark.parametrize("made", [
+    lambda x: TensorDescriptor(x, [64], [1], [16]),
+    lambda x: GluonDescriptor(x, [8, 8], [8, 1], [4, 8], gl.NVMMASharedLayout(32, 32, rank=2)),
+], ids=["triton", "gluon"])  # fmt: skip
+def test_tuples_and_descriptors_are_made_again(known, made):
+    mine, pairs = Computation(), [_pair() for _ in range(4)]
+    mine.also = lambda x: mine.mine[(3,)](made(x), (x, 7, None), 100, x, 32, "ieee", num_warps=4)
+    given = [mine(*pair) for pair in pairs]
+    assert mine.done == 2
+
+    def check(x: torch.Tensor, launches: list[tuple]) -> None:
+        descriptor, several = launches[1][-6:-4]
+        assert descriptor == made(x)
+        assert descriptor.base is several[0] is x
+        assert several[1:] == (7, None)
+
+    for i in (2, 3):
+        check(pairs[i][0], given[i])
+    kept = [weakref.ref(x) for pair in pairs for x in pair]
+    for each in (pairs, given, mine.kernel.compiled.given):
+        each.clear()
+    assert [each() for each in kept] == [None] * 8
+
+
+def test_one_tensor_in_two_places_says_nothing_of_two(known):
+    mine, (x, out) = Computation(), _pair()
+    for _ in range(3):
+        mine(x, x)
+    assert mine.done == 2
+    mine(x, out)
+    assert mine.done == 3
+    other = Computation()
+    for _ in range(2):
+        other(*_pair())
+    first, second = other(x, x)
+    assert other.done == 2
+    assert first[-6] == second[-3] == x.data_ptr()
+
+
+def test_launches_of_tritons_own_are_not_made_again(known):
+    mine = Computation()
+    mine.kernel.compiled._run.global_scratch_size = 128
+    for _ in range(4):
+        mine(*_pair())
+    assert (mine.done, mine.kernel.launched) == (4, 8)
+
+
+def test_launches_on_another_device_are_not_made_again(known, monkeypatch):
+    mine = Computation(lambda x: monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 1))
+    for _ in range(4):
+        monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0)
+        mine(*_pair())
+    assert mine.done == 4
+
+
+def test_other_alignments_and_devices_and_hooks_are_computed(known, monkeypatch):
+    mine, (x, out) = Computation(), _pair()
+    for _ in range(3):
+        mine(x, out)
+    assert mine.done == 2
+    mine(x[1:], out)
+    assert mine.done == 3
+    for where, name, value in ((torch._C, "_cuda_getDevice", lambda: 1),
+                               (triton.knobs.runtime, "launch_enter_hook", lambda metadata: None),
+                               (mine.kernel, "pre_run_hooks", [print])):
+        done = mine.done
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, value)
+            mine(x, out)
+        assert mine.done == done + 1, name
+    mine(x, out)
+    assert mine.done == done + 1
+
+
+def test_without_a_gpu_everything_is_computed(monkeypatch):
+    monkeypatch.setattr(launch, "_KNOWN", False)
+    mine = Computation()
+    for _ in range(4):
+        mine(*_pair())
+    assert mine.done == 4
 
 
 # --- on a GPU ---

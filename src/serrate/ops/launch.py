@@ -4,15 +4,19 @@ At every launch Triton finds out what a compiler could make of the arguments, wh
 launch itself. A kernel that is `launched` remembers which compiled one Triton took, under a key that tells arguments
 apart wherever Triton does. What it is not sure of it leaves to Triton: another version, an interpreter, hooks of
 profilers and debuggers, arguments of other kinds.
+
+Of a computation whose shapes have been there before, all that differs are addresses: `recalled` keeps its launches and
+makes them again, without the Python that led to them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from .direct import INTERPRETED
 
@@ -20,6 +24,9 @@ _KNOWN = triton.__version__.startswith("3.6.") and torch.version.cuda is not Non
 _MOST = 4096  # launches that a kernel remembers: numbers that never come again could make any number of them
 _LIMIT = 2**31  # of numbers that fit 32 bits
 _NUMBERS = frozenset((int, float, bool, type(None)))
+_ATEN = torch.ops.aten
+_MAKERS = frozenset((_ATEN.empty.memory_format, _ATEN.empty_like.default, _ATEN.new_empty.default,
+                     _ATEN.zeros.default))
 
 
 class Launched:
@@ -46,11 +53,16 @@ class Launched:
         device = torch._C._cuda_getDevice()
         key, values = self.told(arguments, options, device)
         begun = None if key is None or _looked_at(self.kernel) else self._begun.get(key)
+        tape = _listening()
         if begun is None or len(grid) != 1:
+            if tape is not None:
+                tape.whole = False
             self._remember(key, self.kernel[grid](*arguments, **options), len(arguments))
             return
         launch, *fixed = begun
         launch(grid[0], 1, 1, torch._C._cuda_getCurrentRawStream(device), *fixed, None, None, None, *values)
+        if tape is not None:
+            tape.hear(self.kernel, device, (launch, grid[0], fixed), arguments, values)
 
     def told(self, arguments: tuple, options: dict[str, Any], device: int) -> tuple[tuple | None, list]:
         """Return what tells this launch from others, and the arguments with addresses in the place of tensors.
@@ -94,6 +106,147 @@ def launched(kernel: Any) -> Launched:
     return Launched(kernel)
 
 
+def recalled(memory: dict[Hashable, Any] | None, name: Hashable, given: Sequence[Tensor],
+             compute: Callable[[], dict[Hashable, Tensor]]) -> dict[Hashable, Tensor]:
+    """Compute, or make the launches again that this took.
+
+    Args:
+        memory: of computations with the same shapes, strides, dtypes and numbers, on one device; None: there is none.
+            Nothing is kept of the first of a `name`, and no tensors of any.
+        name: of the computation in this memory.
+        given: all tensors that there are before; each that is launched with is one of them, or made by `compute`.
+        compute: launches kernels, and asks nothing of torch but memory, empty or zero; returns tensors that it made.
+    """
+    if memory is None or not _KNOWN:
+        return compute()
+    tape = memory.get(name)
+    if tape is None:  # in which Triton may have to compile
+        memory[name] = False
+        return compute()
+    if tape is False:
+        with Tape(given) as tape:
+            found = tape.give(compute())
+        memory[name] = tape
+        return found
+    return compute() if (found := tape.again(given)) is None else found
+
+
+class Tape(TorchDispatchMode):
+    """What a computation does while this is its dispatch mode: the tensors that it makes, the kernels that it launches.
+
+    It can be done `again` unless there was something else: other operations, other devices, launches by Triton itself,
+    arguments with tensors that were neither given nor made.
+    """
+
+    def __init__(self, given: Sequence[Tensor]):
+        super().__init__()
+        self._tensors = list(given)
+        self._places: dict[int, int] = {}
+        self._same = [(i, self._places[id(x)]) for i, x in enumerate(given)
+                      if self._places.setdefault(id(x), i) < i]  # is one tensor in two places
+        self._count = len(given)
+        self._made: list[Callable[[], Tensor]] = []
+        self._launches: list[tuple] = []
+        self._kernels: list[Any] = []
+        self._given_back: dict[Hashable, int] = {}
+        self._device = torch._C._cuda_getDevice()
+        self.whole = not any(x.data_ptr() & 15 for x in given)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Do what is asked for, and note it."""
+        found = function(*args, **(kwargs or {}))
+        if function in _MAKERS:
+            self._places[id(found)] = self._count + len(self._made)
+            filled = function is _ATEN.zeros.default
+            make = partial(torch.zeros, found.shape) if filled else partial(
+                torch.empty_strided, found.shape, found.stride())
+            self._made.append(partial(make, dtype=found.dtype, device=found.device))
+        elif function is _ATEN.detach.default and id(args[0]) in self._places:  # so ends `torch.empty`
+            self._places[id(found)] = self._places[id(args[0])]
+        else:
+            self.whole = False
+        self._tensors.append(found)
+        return found
+
+    def __exit__(self, *raised: Any) -> None:
+        """Keep no tensor."""
+        super().__exit__(*raised)
+        self._tensors, self._places = [], {}
+
+    def hear(self, kernel: Any, device: int, start: tuple, arguments: tuple, values: list) -> None:
+        """Note a launch: `start` is what it took before its values, which are `arguments` with addresses of tensors."""
+        addresses, others = [], []
+        for place, x in enumerate(arguments):
+            if id(x) in self._places:
+                addresses.append((place, self._places[id(x)]))
+            elif not _is_constant(x):
+                others.append((place, self._pattern(x)))
+                values[place] = None
+        self.whole &= device == self._device and all(pattern is not None for _, pattern in others)
+        self._kernels.append(kernel)
+        self._launches.append((*start, values, addresses, others))
+
+    def _pattern(self, x: Any) -> Callable[[list[Tensor]], Any] | None:
+        """Return what makes the like of a tuple or a tensor descriptor with other tensors."""
+        if isinstance(x, tuple) and all(id(each) in self._places or _is_constant(each) for each in x):
+            return partial(_tuple_again, [None if id(each) in self._places else each for each in x],
+                           [(i, self._places[id(each)]) for i, each in enumerate(x) if id(each) in self._places])
+        place = self._places.get(id(getattr(x, "base", None))) if type(x).__name__ == "TensorDescriptor" else None
+        return None if place is None else partial(_descriptor_again, type(x), {**vars(x), "base": None}, place)
+
+    def give(self, found: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """Note and return the results."""
+        places = {key: self._places.get(id(x), -1) for key, x in found.items()}
+        self.whole &= all(place >= self._count for place in places.values())
+        self._given_back = places
+        return found
+
+    def again(self, given: Sequence[Tensor]) -> dict[Hashable, Tensor] | None:
+        """Make the launches again with these tensors in place of those that were given; None: do it yourself."""
+        if not self.whole or not all(given[i] is given[j] for i, j in self._same):
+            return None
+        addresses = [x.data_ptr() for x in given]
+        device = torch._C._cuda_getDevice()
+        if device != self._device or True in [x & 15 != 0 for x in addresses] or _looked_at(*self._kernels):
+            return None
+        tensors = [*given, *[make() for make in self._made]]
+        addresses += [x.data_ptr() for x in tensors[self._count:]]
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        for launch, programs, fixed, values, places, others in self._launches:
+            values = values.copy()
+            for place, i in places:
+                values[place] = addresses[i]
+            for place, pattern in others:
+                values[place] = pattern(tensors)
+            launch(programs, 1, 1, stream, *fixed, None, None, None, *values)
+        return {key: tensors[i] for key, i in self._given_back.items()}
+
+
+def _tuple_again(fixed: list, places: list[tuple[int, int]], tensors: list[Tensor]) -> tuple:
+    values = fixed.copy()
+    for place, i in places:
+        values[place] = tensors[i]
+    return tuple(values)
+
+
+def _descriptor_again(kind: type, fields: dict[str, Any], place: int, tensors: list[Tensor]) -> Any:
+    """Return a descriptor as there has been one, which nobody needs to check."""
+    made = object.__new__(kind)
+    vars(made).update(fields, base=tensors[place])
+    return made
+
+
+def _listening() -> Tape | None:
+    """Return what writes down this thread's launches."""
+    mode = _get_current_dispatch_mode() if torch._C._len_torch_dispatch_stack() else None
+    return mode if isinstance(mode, Tape) else None
+
+
+def _is_constant(x: Any) -> bool:
+    kind = type(x)
+    return kind in _NUMBERS or kind is str or (isinstance(x, tuple) and all(map(_is_constant, x)))
+
+
 def _told(x: Any) -> Any:
     """Return what tells an argument from others, a number in a tuple by its value; None of another kind."""
     kind = type(x)
@@ -109,9 +262,9 @@ def _told(x: Any) -> Any:
     return None
 
 
-def _looked_at(kernel: Any) -> bool:
+def _looked_at(*kernels: Any) -> bool:
     """Whether somebody wants to hear of launches, or kernels other than those that are remembered."""
     knobs = triton.knobs  # pyright: ignore[reportAttributeAccessIssue]
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave) or knobs.runtime.debug
-                or kernel.pre_run_hooks or knobs.compilation.instrumentation_mode)
+                or any(kernel.pre_run_hooks for kernel in kernels) or knobs.compilation.instrumentation_mode)

@@ -161,6 +161,26 @@ def test_views_of_a_packed_projection(name, device):
 
 @every_device
 @every_implementation
+def test_what_a_hook_saves_may_be_laid_out_otherwise(name, device):
+    packed = torch.randn(40, 3, 2, 8, generator=torch.Generator().manual_seed(1)).to(device, low_dtype(name))
+    offsets = torch.tensor([0, 12, 12, 40], device=device)
+    usable(name, MIXED, packed.unbind(1))
+
+    def gradient() -> Tensor:
+        x = packed.clone().requires_grad_()
+        out = attention(*x.unbind(1), offsets, mask=CAUSAL, implementation=name)
+        return torch.autograd.grad(out.square().sum(), x)[0]
+
+    expected = [gradient() for _ in range(3)]
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: x.clone(memory_format=torch.contiguous_format), lambda x: x):
+        found = [gradient() for _ in range(3)]
+    for each in (*expected, *found):
+        torch.testing.assert_close(each, expected[0], rtol=0, atol=1e-6 if each.dtype == torch.float32 else 2e-3)
+
+
+@every_device
+@every_implementation
 def test_gradients_may_arrive_in_any_layout(name, device):
     q, k, v, offsets = MIXED.tensors(low_dtype(name), device)
     usable(name, MIXED, (q, k, v))

@@ -39,6 +39,10 @@ def test_small_cases_keep_the_numerics_promise(dtype):
     assert f"{len(SMALL)} passed" in said, said
 
 
+def test_tensors_that_hooks_save():
+    interpreted(str(SUITE), "-k", "triton and cpu and laid_out_otherwise")
+
+
 def test_extreme_scores_and_events():
     interpreted(str(SUITE), "-k", "triton and cpu and float16 and not bfloat16 and (extreme_scores or later_one)")
 

@@ -77,6 +77,7 @@ def test_packed_tiles_loaded_by_the_copy_engine_give_the_same(heads, width, scal
     from serrate.ops.attention.triton import short
 
     loaded = []
+    monkeypatch.setattr("serrate.ops.attention.api._known", {})
     monkeypatch.setattr(short, "_described", lambda *given, make=short._described: loaded.append(given) or make(*given))
     case = replace(CROWD, heads=heads, width=width)
     *tensors, offsets = case.tensors(torch.bfloat16, "cuda")

@@ -1,6 +1,7 @@
 """The contract of jagged attention: shapes, numerics, errors and the choice of an implementation."""
 
 import math
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, overload
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ...errors import InvalidArgument
 from .. import select
+from ..direct import watched
 from ..dropout import seed_tensor
 from .bias import Bias
 from .mask import Mask
@@ -65,7 +67,8 @@ class Settings(NamedTuple):
 
     The seed of `weights` is `()` int64 on the device where there is dropout. `bias` is None, or has contiguous tables
     `(H, …)` or `(1, …)`, float32 (float64 for float64), and where it has a table of times those of all queries `(T,)`
-    and keys `(S,)`, int64 and contiguous.
+    and keys `(S,)`, int64 and contiguous. `memory` is what an implementation keeps of a call for others of the same
+    shapes, strides, dtypes, device and numbers, never tensors; None where nothing is kept.
     """
 
     mask: Mask
@@ -73,6 +76,7 @@ class Settings(NamedTuple):
     weights: Weights = Weights()
     bias: Bias | None = None
     with_lse: bool = False
+    memory: dict[Hashable, Any] | None = None
 
     @property
     def seed(self) -> Tensor | None:
@@ -82,6 +86,19 @@ class Settings(NamedTuple):
 
 _LEAST_SCALE = 1e-30  # below, a factor on scores is 0: what kernels divide by it leaves the range of float32
 _LARGEST_COUNT = 2**31 - 1
+_MOST = 4096  # calls that are remembered, and as many that were met once
+
+
+class _Known(NamedTuple):
+    """What was found out about a call: who computes it, the factor on scores, and the `memory` of its settings."""
+
+    compute: Callable[..., Any] | None
+    factor: float
+    memory: dict[Hashable, Any] | None
+
+
+_known: dict[tuple, _Known] = {}  # by what `_told` returns
+_met: set[int] = set()  # hashes of that
 
 
 @overload
@@ -145,25 +162,27 @@ def attention(  # pyright: ignore[reportInconsistentOverload] - the options are 
     Source: Rengan Xu et al., "Enhancing Performance and Scalability of Large-Scale Recommendation Systems with Jagged
     Flash Attention", RecSys 2024 (arXiv 2409.15373).
     """
-    dense = q.dim() == 4
-    _check(q, k, v)
-    _check_rows(q, k, offsets, kv_offsets)
-    factor: float = q.shape[-1] ** -0.5 if scale is None else scale
-    if not -math.inf < factor < math.inf:
-        raise InvalidArgument("scale", "a finite number", scale)
-    if factor < _LEAST_SCALE:  # kernels take the largest score times the scale for the largest scaled score
-        q, factor = (q * 0.0, 1.0) if factor > -_LEAST_SCALE else (-q, -factor)
-    if return_lse and weights.pointwise:
-        raise InvalidArgument("return_lse", f"False with {weights.activation} weights, which have none", True)
-    bounds = (q.shape[1] if dense else q.shape[0], k.shape[0]) if longest is None else \
-        longest if isinstance(longest, tuple) else (q.shape[1] if dense else longest, longest)
-    own = offsets.contiguous()
-    keys = own if kv_offsets is None or kv_offsets is offsets else kv_offsets.contiguous()
-    rows = Rows(None if dense else own, keys, bounds)
-    settings = Settings(_on_device(mask, keys), factor, _seeded(weights, q), _prepared(bias, q, k, rows), return_lse)
-    call = Call(q.device, q.dtype, q.shape[-1], v.shape[2], mask, keys is not rows.queries, q.shape[-2] != k.shape[1],
-                weights.dropout > 0, return_lse, weights.pointwise, settings.bias is not None)
-    out, lse = select.choose("attention", call, implementation).implementation.compute(q, k, v, rows, settings)
+    told = _told(q, k, v, offsets, kv_offsets, mask, weights, bias, scale, return_lse, implementation)
+    known = None if told is None else _known.get(told)
+    if known is None:
+        _check(q, k, v)
+        _check_rows(q, k, offsets, kv_offsets)
+        q, factor = _scaled(q, scale)
+        if return_lse and weights.pointwise:
+            raise InvalidArgument("return_lse", f"False with {weights.activation} weights, which have none", True)
+        known = _Known(None, factor, _memory(told))
+    rows = _rows(q, k, offsets, kv_offsets, longest)
+    settings = Settings(_on_device(mask, rows.keys), known.factor, _seeded(weights, q), _prepared(bias, q, k, rows),
+                        return_lse, known.memory)
+    compute = known.compute
+    if compute is None:
+        call = Call(q.device, q.dtype, q.shape[-1], v.shape[2], mask, rows.keys is not rows.queries,
+                    q.shape[-2] != k.shape[1], weights.dropout > 0, return_lse, weights.pointwise,
+                    settings.bias is not None)
+        compute = select.choose("attention", call, implementation).implementation.compute
+        if told is not None and known.memory is not None:
+            _known[told] = known._replace(compute=compute)
+    out, lse = compute(q, k, v, rows, settings)
     return (out, lse) if return_lse else out
 
 
@@ -222,6 +241,46 @@ def candidate_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, rows: 
     return out[order.argsort()]
 
 
+def _told(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, kv_offsets: Tensor | None, mask: Mask, weights: Weights,
+          bias: Bias | None, scale: float | None, return_lse: bool, implementation: str | None) -> tuple | None:
+    """Return what tells a call from others, the contents of its tensors and their addresses apart.
+
+    Counts, seed and bias are looked at in every call: of those it is told what kernels need to know. None where nothing
+    is remembered: under tracers and modes, which look on at every call.
+    """
+    if watched(q, k, v, offsets, kv_offsets):
+        return None
+    if scale is not None and (type(scale) is not float or scale < _LEAST_SCALE):
+        return None
+    beside = None
+    if bias is not None or mask.per_row or weights.dropout:
+        counts, tables = (mask.context, mask.targets), () if bias is None else (bias.position, bias.time)
+        given = [x for x in (*counts, *tables, weights.seed) if isinstance(x, Tensor)]
+        if watched(*given, *(() if bias is None else (bias.query_times, bias.key_times))):
+            return None
+        beside = (weights.dropout, *[type(x) if x is None or isinstance(x, int) else x.dtype for x in counts],
+                  *[None if x is None else x.shape for x in tables])
+    return (q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, q.device,
+            k.device, v.device, offsets.shape, offsets.dtype, offsets.device,
+            kv_offsets is not None and (kv_offsets.shape, kv_offsets.dtype, kv_offsets.device, kv_offsets is offsets),
+            mask.causal, *mask.window, mask.block, weights.activation, weights.normaliser, beside, scale, return_lse,
+            implementation)
+
+
+def _memory(told: tuple | None) -> dict[Hashable, Any] | None:
+    """Return room for what is to be kept of a call, None where its like has not been met: most shapes never come again.
+    """
+    if told is None:
+        return None
+    place = hash(told)
+    met = place in _met
+    kept = _known if met else _met
+    if len(kept) >= _MOST:
+        kept.clear()
+    _met.add(place)
+    return {} if met else None
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.dim() not in (3, 4) or q.shape[-1] < 1 or q.shape[-2] < 1:
         raise InvalidArgument("q", "shape (T, H, D) or (B, K, H, D) with H, D >= 1", tuple(q.shape))
@@ -260,6 +319,26 @@ def _check_rows(q: Tensor, k: Tensor, offsets: Tensor, kv_offsets: Tensor | None
     elif kv_offsets.shape != offsets.shape or kv_offsets.dtype != offsets.dtype:
         got = f"{tuple(kv_offsets.shape)} {kv_offsets.dtype}"
         raise InvalidArgument("kv_offsets", f"{tuple(offsets.shape)} {offsets.dtype}, as offsets", got)
+
+
+def _scaled(q: Tensor, scale: float | None) -> tuple[Tensor, float]:
+    """Return queries and the factor on their scores, which kernels take to be above 0: so does the largest score."""
+    factor: float = q.shape[-1] ** -0.5 if scale is None else scale
+    if not -math.inf < factor < math.inf:
+        raise InvalidArgument("scale", "a finite number", scale)
+    if factor >= _LEAST_SCALE:
+        return q, factor
+    return (q * 0.0, 1.0) if factor > -_LEAST_SCALE else (-q, -factor)
+
+
+def _rows(q: Tensor, k: Tensor, offsets: Tensor, kv_offsets: Tensor | None,
+          longest: int | tuple[int, int] | None) -> Rows:
+    dense = q.dim() == 4
+    bounds = (q.shape[1] if dense else q.shape[0], k.shape[0]) if longest is None else \
+        longest if isinstance(longest, tuple) else (q.shape[1] if dense else longest, longest)
+    own = offsets.contiguous()
+    keys = own if kv_offsets is None or kv_offsets is offsets else kv_offsets.contiguous()
+    return Rows(None if dense else own, keys, bounds)
 
 
 def _on_device(mask: Mask, offsets: Tensor) -> Mask:

@@ -20,7 +20,7 @@ from ..api import Call, Rows, Settings
 from .problem import Problem, from_arguments, is_pointwise, make_problem
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .plan import Tiles
 
 _INSTALLED = find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,7 +44,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -
     """Attend within each row; see `api.attention`. Float32 products are IEEE unless torch is told to use TF32."""
     problem = make_problem(rows, settings)
     tables = problem.tables
-    if watched(q, k, v, *tables):
+    if settings.memory is None and watched(q, k, v, *tables):
         out, logsumexp = _forward(q, k, v, *problem.as_arguments())
     elif torch.is_grad_enabled() and True in [x.requires_grad for x in (q, k, v, *tables)]:
         out, logsumexp = _Direct.apply(q, k, v, problem, *tables)  # pyright: ignore[reportGeneralTypeIssues]
@@ -61,17 +61,17 @@ def _passes() -> ModuleType:
     return passes
 
 
-def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor, "Plan"]:
-    """Return the output, the log-sum-exp `(H, T)` in base 2 (of pointwise weights `(H, 0)`), the plan of the tiles."""
+def _compute(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor, "Tiles"]:
+    """Return the output, the log-sum-exp `(H, T)` in base 2 (of pointwise weights `(H, 0)`), the tiles of the plan."""
     out, logsumexp = _outputs(q, v, problem.pointwise)
     return out, logsumexp, _passes().compute(q, k, v, problem, (out, logsumexp))
 
 
 def _compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequence[Tensor], problem: Problem,
-                       plan: "Plan", of_tables: bool) -> list[Tensor]:
+                       tiles: "Tiles", of_tables: bool) -> list[Tensor]:
     """Return the gradients of q, k and v, contiguous, and where asked those of the tables; see `passes`."""
     gradients = [_like(x) for x in saved[:3]]
-    return gradients + _passes().compute_gradients(grads, saved, problem, plan, gradients, of_tables)
+    return gradients + _passes().compute_gradients(grads, saved, problem, tiles, gradients, of_tables)
 
 
 def _outputs(q: Tensor, v: Tensor, pointwise: bool) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ def _like(x: Tensor) -> Tensor:
 @torch.library.custom_op("serrate::jagged_attention_triton", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], index: list[Tensor], numbers: list[int],
              factors: list[float]) -> tuple[Tensor, Tensor]:
-    """Return the output and the log-sum-exp of `_compute`; the plan, no tensor, is made again for the gradients."""
+    """Return the output and the log-sum-exp of `_compute`; the tiles are made again for the gradients."""
     out, logsumexp, _ = _compute(q, k, v, from_arguments(tables, index, numbers, factors))
     return out, logsumexp
 
@@ -97,7 +97,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], index: list[
 def _backward(grads: list[Tensor | None], saved: list[Tensor], tables: list[Tensor], index: list[Tensor],
               numbers: list[int], factors: list[float], of_tables: bool) -> list[Tensor]:
     problem = from_arguments(tables, index, numbers, factors)
-    return _compute_gradients((grads[0], grads[1]), saved, problem, _passes().Plan(problem, *saved[:3]), of_tables)
+    return _compute_gradients((grads[0], grads[1]), saved, problem, {}, of_tables)
 
 
 @_forward.register_fake
@@ -145,7 +145,7 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, problem: Problem, *tables: Tensor) -> tuple[Tensor, Tensor]:
-        out, logsumexp, ctx.plan = _compute(q, k, v, problem)
+        out, logsumexp, ctx.tiles = _compute(q, k, v, problem)
         # offsets, counts, seed and times are saved too, so that torch refuses a backward pass after a change in place
         ctx.save_for_backward(q, k, v, _kept(out, problem.pointwise), logsumexp, *tables, *problem.index)
         ctx.set_materialize_grads(False)
@@ -162,5 +162,5 @@ class _Direct(torch.autograd.Function):
         if torch.is_grad_enabled():  # a graph of the gradients is wanted: the operator refuses to be differentiated
             gradients = _backward(list(grads), list(saved), *ctx.problem.as_arguments(), of_tables)
         else:
-            gradients = _compute_gradients((grads[0], grads[1]), saved, ctx.problem, ctx.plan, of_tables)
+            gradients = _compute_gradients((grads[0], grads[1]), saved, ctx.problem, ctx.tiles, of_tables)
         return *gradients[:3], None, *(gradients[3:] or none)

@@ -2,6 +2,7 @@
 
 # ruff: noqa: N803
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -21,6 +22,7 @@ from .weigh import share_of
 
 SILU = ACTIVATIONS.index("silu")
 WORTH_DESCRIBING = 4096  # events, below which describing tensors to the copy engine takes longer than it saves
+Tiles = dict[Hashable, Tensor]  # of a plan, by whether they are of queries and by their size: 0 of `Plan.events`
 FEW_ROWS = 128  # among which a tile finds its own in less time than a kernel takes to start that plans all tiles
 
 
@@ -171,31 +173,28 @@ class Plan:
     """How the rows of one call are cut: the sizes, and on the device, made when first asked for, the tiles.
 
     queries, keys: int32 `(6, count)` or `(3, count)`, see `_plan_tiles`; events: int32 `(2, T)`, see `_plan_events`.
-    searched: whether the kernels for all calls look for the row of a tile themselves, among few.
+    tiles: what has been made of these, in this pass or in one before. searched: whether the kernels for all calls look
+    for the row of a tile themselves, among few.
     """
 
-    def __init__(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor):
+    def __init__(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles | None = None):
         self.tiling = tiling(problem, q, k, v)
         self.searched = problem.queries is problem.keys and k.shape[0] < WORTH_DESCRIBING \
             and 1 < problem.keys.shape[0] <= FEW_ROWS
         self._problem = problem
         self._dense = q.shape[1] if problem.dense else 0
         self._events = q.shape[0] * (self._dense or 1), k.shape[0]
-        self._made: dict[tuple[bool, int], Tensor] = {}
-        self._numbers: tuple | None = None
+        self.tiles: Tiles = {} if tiles is None else dict(tiles)
 
     def numbers(self, q: Tensor, k: Tensor, v: Tensor) -> tuple:
         """Return what the kernels for all calls take of these and the problem, after their tensors and tiles.
 
         Queries, factors, heads, strides, limits, counts, dropout, bias, widths of keys and values, of their blocks.
         """
-        if self._numbers is None:
-            problem, heads, width, values = self._problem, q.shape[-2], q.shape[-1], v.shape[2]
-            self._numbers = (
-                self._events[0], (problem.factor, share_of(problem)), heads, strides(q, k, v), problem.limits,
+        problem, heads, width, values = self._problem, q.shape[-2], q.shape[-1], v.shape[2]
+        return (self._events[0], (problem.factor, share_of(problem)), heads, strides(q, k, v), problem.limits,
                 problem.counts, problem.dropped, of_bias(problem), width, values, block_width(width),
                 block_width(values))
-        return self._numbers
 
     def find(self, of_queries: bool, tile: int) -> tuple[Tensor, int]:
         """Return where `tile.find_tile` finds tiles of so many queries or keys, and how many tiles there are."""
@@ -215,15 +214,15 @@ class Plan:
 
     def events(self) -> Tensor:
         """Return where the row of every event begins and ends."""
-        if (True, 0) not in self._made:
+        if (True, 0) not in self.tiles:
             offsets, events, rows = self._problem.keys, self._events[0], self._problem.keys.shape[0] - 1
-            self._made[True, 0] = offsets.new_empty((2, events), dtype=torch.int32)
-            _plan_events[(-(-rows // 16),)](offsets, self._made[True, 0], rows, events, 16, 16, num_warps=4)
-        return self._made[True, 0]
+            self.tiles[True, 0] = offsets.new_empty((2, events), dtype=torch.int32)
+            _plan_events[(-(-rows // 16),)](offsets, self.tiles[True, 0], rows, events, 16, 16, num_warps=4)
+        return self.tiles[True, 0]
 
     def _cut(self, of_queries: bool, tile: int) -> Tensor:
-        if (of_queries, tile) in self._made:
-            return self._made[of_queries, tile]
+        if (of_queries, tile) in self.tiles:
+            return self.tiles[of_queries, tile]
         problem, rows = self._problem, self._problem.keys.shape[0] - 1
         own, other = (problem.queries, problem.keys) if of_queries else (problem.keys, problem.queries)
         events, others = self._events if of_queries else self._events[::-1]
@@ -232,7 +231,7 @@ class Plan:
         if count and rows:
             _plan_tiles[(rows,)](own, other, plan, count, events, others, self._dense, tile, problem.self_attention,
                                  32, num_warps=1)
-        self._made[of_queries, tile] = plan
+        self.tiles[of_queries, tile] = plan
         return plan
 
 

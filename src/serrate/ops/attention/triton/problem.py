@@ -1,6 +1,7 @@
 """A call as the kernels take it: which rows there are, what kind of mask, which factors."""
 
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class Problem(NamedTuple):
     queries: offsets, the same object as `keys` in self-attention, None for dense ones; context, targets: `(B,)`, both
     or neither; seed: () int64 or None; kind of the mask, its reach to the left and right and its block; which of the
     `ACTIVATIONS`, what it is divided by (0: the length of the history); tables of bias `(H, …)` or `(1, …)` and times
-    of queries and keys, each None where there is none.
+    of queries and keys, each None where there is none; what is kept of calls like this, see `api.Settings`.
     """
 
     queries: Tensor | None
@@ -38,6 +39,7 @@ class Problem(NamedTuple):
     time: Tensor | None = None
     query_times: Tensor | None = None
     key_times: Tensor | None = None
+    memory: dict[Hashable, Any] | None = None
 
     @property
     def dense(self) -> bool:
@@ -101,6 +103,11 @@ class Problem(NamedTuple):
                   self.query_times, self.key_times)
         return [self.keys, *(each for each in others if each is not None)]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [self.keys] if self.plain else self.tables + self.index
+
     def as_arguments(self) -> tuple[list[Tensor], list[Tensor], list[int], list[float]]:
         """Return the same as types that an operator takes, the tables first; see `from_arguments`."""
         shape = _SELF if self.queries is self.keys else _DENSE if self.dense else _CROSS
@@ -129,16 +136,18 @@ def is_pointwise(numbers: list[int]) -> bool:
 
 def make_problem(rows: Rows, settings: Settings) -> Problem:
     """Return the problem of a call."""
-    mask = settings.mask
-    context, targets = mask.context, mask.targets
+    mask, bias, memory = settings.mask, settings.bias, settings.memory
+    numbers = None if memory is None else memory.get("numbers")
+    if numbers is None:
+        kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
+        limits = tuple(NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
+        numbers = kind, limits, settings.scale, settings.weights.dropout, *settings.weights.numbers
+        if memory is not None:
+            memory["numbers"] = numbers
+    context = targets = None
     if mask.per_row:
         nothing = torch.zeros(rows.keys.shape[0] - 1, dtype=torch.int32, device=rows.keys.device)
-        context, targets = (count if isinstance(count, Tensor) else nothing for count in (context, targets))
-    else:
-        context = targets = None
-    kind = (CAUSAL if mask.causal else FULL) if mask.plain else GENERAL
-    left, right, block = (NO_LIMIT if limit is None else min(limit, NO_LIMIT) for limit in (*mask.reach, mask.block))
-    weights, bias = settings.weights, settings.bias
-    return Problem(rows.queries, rows.keys, context, targets, settings.seed, kind, (left, right, block),
-                   settings.scale, weights.dropout, *weights.numbers,
-                   *((bias.position, bias.time, bias.query_times, bias.key_times) if bias is not None else ()))
+        context, targets = (count if isinstance(count, Tensor) else nothing for count in (mask.context, mask.targets))
+    return Problem(rows.queries, rows.keys, context, targets, settings.seed, *numbers,
+                   *((None,) * 4 if bias is None else (bias.position, bias.time, bias.query_times, bias.key_times)),
+                   memory)
