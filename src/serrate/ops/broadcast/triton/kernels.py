@@ -1,6 +1,6 @@
 """The kernels of broadcast: events with what belongs to them, and gradients back to cells and positions."""
 
-# ruff: noqa: N803
+# ruff: noqa: N803, RUF005
 
 import torch
 import triton
@@ -9,12 +9,17 @@ from torch import Tensor
 
 from ...launch import launched
 from ...pool.triton.chunks import Tiles, ends, find_chunk, place
-from ...sizes import ceil_div
+from ...sizes import ceil_div, power_of_two
 
 Scaled = tuple[Tensor, Tensor] | None  # what gradients are multiplied with, and where that goes
 
-_ROWS = 8  # whose events of the same positions are read at a time
-_PROGRAMS = 2048  # enough to fill a device
+_TILE = 1024  # elements of a tile, 16 bytes a thread in half precision
+_AHEAD = 8  # tiles that are under way at a time
+_REGISTERS = 32, 24  # of a thread, and more a byte of an element: the compiler would have fewer tiles under way
+_LEAST = 64  # columns that lie side by side at least, of some positions if need be
+_PROGRAMS = 768  # enough to fill a device,
+_MOST = 2048  # and so many that a program has several positions before there are more
+_LENGTHS = 128  # rows whose lengths are looked at together, whether one is long enough
 
 
 def launch(x: Tensor, y: Tensor, offsets: Tensor, along: str, product: bool, out: Tensor) -> None:
@@ -47,23 +52,26 @@ def launch_to_cells(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tensor
 def launch_over_rows(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tensor, scaled: Scaled = None) -> None:
     """Fill `out` `(N, W)` with the sums over rows of the gradients of events, times `x`, at each position.
 
-    Some rows are summed by a program and their sums then by torch, in their order: as many groups of rows as fill a
-    device, since each group costs as much memory as the result. On the way the second of `scaled`, `(T, W)`, is filled
-    with the gradients times the first, `(N, W or 1)`.
+    A program has few positions, since short rows have no others: all rows of them, but where programs are too few for a
+    device. Then the sums of groups of rows are summed by torch, in their order; each group costs as much memory as the
+    result. On the way the second of `scaled`, `(T, W)`, is filled with the gradients times the first, `(N, W or 1)`.
     """
     (positions, width), rows = out.shape, offsets.shape[0] - 1
     if not out.numel():
         return
-    tiles = Tiles.of(width)
-    at_once = max(1, tiles.events // _ROWS)
-    blocks = ceil_div(positions, at_once) * tiles.blocks
-    groups = max(1, min(ceil_div(rows, 4 * _ROWS), ceil_div(_PROGRAMS, blocks)))
-    sums = out.new_empty((groups, positions, width), dtype=torch.float32)
-    _over_rows[(blocks * groups,)](grad, x, scaled, offsets, sums, grad.stride(0), 0 if x is None else x.stride(0),
-                                   rows, grad.shape[0], positions, ceil_div(rows, groups), groups,
-                                   scaled[0].shape[1] if scaled else 0, width, tiles.columns, tiles.blocks, at_once,
-                                   _ROWS)
-    out.copy_(sums.sum(0))
+    columns, blocks = Tiles.of(width).columns, Tiles.of(width).blocks
+    at_once = max(1, _LEAST // columns, min(power_of_two(ceil_div(positions * blocks, _MOST)), _TILE // columns))
+    lines = max(1, _TILE // (columns * at_once))
+    ahead = _AHEAD if x is None and scaled is None else _AHEAD // 2
+    programs = ceil_div(positions, at_once) * blocks
+    groups = max(1, min(ceil_div(rows, lines * ahead), _PROGRAMS // programs))
+    sums = out if groups == 1 else out.new_empty((groups, positions, width), dtype=torch.float32)
+    _over_rows[(programs * groups,)](
+        grad, x, scaled, offsets, sums, grad.stride(0), 0 if x is None else x.stride(0), rows, grad.shape[0], positions,
+        ceil_div(rows, groups), groups, scaled[0].shape[1] if scaled else 0, width, columns, blocks, at_once, lines,
+        ahead, _LENGTHS, maxnreg=_REGISTERS[0] + _REGISTERS[1] * grad.element_size())
+    if groups > 1:
+        out.copy_(sums.sum(0))
 
 
 @launched
@@ -114,6 +122,16 @@ def _clear(target, event, column, there, D: tl.constexpr):
 
 
 @triton.jit
+def _clear_rest(target, offsets, row, stop, events, N, column, D: tl.constexpr, M: tl.constexpr):
+    """Set the events of some rows to 0 that lie past N positions: there `y` counts as 0."""
+    for one in range(row, stop):
+        begin, end = ends(offsets, one, events)
+        for far in range(N, end - begin, M):
+            event = begin + far + tl.arange(0, M)[:, None]
+            _clear(target, event, column, (event < end) & (column < D), D)
+
+
+@triton.jit
 def _own(y, position, column, there, Y: tl.constexpr):
     """What belongs to positions (M, 1), of `Y` columns, 1 or all, as float32 (M, columns)."""
     if Y == 1:
@@ -136,46 +154,63 @@ def _to_cells(grad, x, scaled, offsets, out, stride: tl.constexpr, x_stride: tl.
     own = 0.0
     if scaled is not None:
         own = _own(scaled[0] + tl.cast(row, tl.int64) * N * Y, position, column, there, Y)
-        if (pid + 1) % cells == 0:  # past the last position `y` counts as 0
-            for far in range(N, end - begin, BM):
-                event = begin + far + tl.arange(0, BM)[:, None]
-                _clear(scaled[1], event, column, (event < end) & (column < D), D)
+        if (pid + 1) % cells == 0:
+            _clear_rest(scaled[1], offsets, row, row + 1, events, N, column, D, BM)
     tile = _load(grad, x, own, scaled, begin + position, column, there, stride, x_stride, D)
     tl.store(out + (tl.cast(row, tl.int64) * N + position) * D + column, tile.to(out.dtype.element_ty),
              mask=(position < N) & (column < D))
+
+
+@triton.jit
+def _rows(offsets, row, last, events):
+    """Where rows (M,) begin and end, int64; those from the last on are empty."""
+    begin = tl.load(offsets + row, mask=row < last, other=0).to(tl.int64)
+    return begin, tl.minimum(tl.load(offsets + row + 1, mask=row < last, other=0).to(tl.int64), events)
 
 
 @launched
 @triton.jit(do_not_specialize=["rows", "events", "N", "share", "groups"])
 def _over_rows(grad, x, scaled, offsets, sums, stride: tl.constexpr, x_stride: tl.constexpr, rows, events, N, share,
                groups, Y: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, BP: tl.constexpr,
-               BR: tl.constexpr):
-    """The sums of BP positions over the `share` rows of one group, BR rows at a time."""
+               BR: tl.constexpr, AHEAD: tl.constexpr, LENGTHS: tl.constexpr):
+    """The sums of BP positions over the `share` rows of one group, AHEAD tiles of BR rows at a time."""
     pid, group, block = place(groups, BLOCKS)
     lane = tl.arange(0, BR * BP)
     position = (pid * BP + lane % BP).to(tl.int64)
     column = (block * BD + tl.arange(0, BD))[None, :]
+    known = (position < N)[:, None] & (column < D)
     found = tl.zeros([BR * BP, BD], tl.float32)
     own = 0.0
     if scaled is not None:
-        own = _own(scaled[0], position[:, None], column, (position < N)[:, None] & (column < D), Y)
+        own = _own(scaled[0], position[:, None], column, known, Y)
     last = tl.minimum((group + 1) * share, rows)
-    for first in range(group * share, last, BR):
-        row = first + lane // BP
-        begin = tl.load(offsets + row, mask=row < last, other=0).to(tl.int64)
-        end = tl.minimum(tl.load(offsets + row + 1, mask=row < last, other=0).to(tl.int64), events)
-        event = (begin + position)[:, None]
-        there = (event < end[:, None]) & (position < N)[:, None] & (column < D)
-        found += _load(grad, x, own, scaled, event, column, there, stride, x_stride, D)
-    if scaled is not None:  # noqa: SIM102, decided when the kernel is compiled
-        if (pid + 1) * BP >= N:  # past the last position `y` counts as 0
-            for first in range(group * share, last, BR):
-                row = first + lane // BP
-                begin = tl.load(offsets + row, mask=row < last, other=0).to(tl.int64)
-                end = tl.minimum(tl.load(offsets + row + 1, mask=row < last, other=0).to(tl.int64), events)
-                for far in range(N, tl.max(end - begin, 0), BP):
-                    event = (begin + far + lane % BP)[:, None]
-                    _clear(scaled[1], event, column, (event < end[:, None]) & (column < D), D)
+    for some in range(group * share, last, LENGTHS):
+        begins, stops = _rows(offsets, some + tl.arange(0, LENGTHS), last, events)
+        longest = tl.max(stops - begins, 0)
+        if longest > pid * BP:
+            for first in range(some, tl.minimum(some + LENGTHS, last), AHEAD * BR):
+                tiles = ()  # all of them are under way before one is looked at
+                others = ()
+                places = ()
+                for i in tl.static_range(AHEAD):
+                    begin, end = _rows(offsets, first + i * BR + lane // BP, last, events)
+                    there = (begin + position < end)[:, None] & known
+                    event = (begin + position)[:, None]
+                    places = places + ((event, there),)
+                    tiles = tiles + (tl.load(grad + event * stride + column, mask=there, other=0.0),)
+                    if x is not None:
+                        others = others + (tl.load(x + event * x_stride + column, mask=there, other=0.0),)
+                for i in tl.static_range(AHEAD):
+                    tile = tiles[i].to(tl.float32)
+                    if scaled is not None:
+                        tl.store(scaled[1] + places[i][0] * D + column, (tile * own).to(scaled[1].dtype.element_ty),
+                                 mask=places[i][1])
+                    found += tile if x is None else tile * others[i].to(tl.float32)
+            if scaled is not None:  # noqa: SIM102, decided when the kernel is compiled
+                if (longest > N) & ((pid + 1) * BP >= N):
+                    _clear_rest(scaled[1], offsets, some, tl.minimum(some + LENGTHS, last), events, N, column, D,
+                                BR * BP)
     total = tl.sum(found.reshape(BR, BP, BD), 0)
     position = (pid * BP + tl.arange(0, BP)).to(tl.int64)[:, None]
-    tl.store(sums + (tl.cast(group, tl.int64) * N + position) * D + column, total, mask=(position < N) & (column < D))
+    tl.store(sums + (tl.cast(group, tl.int64) * N + position) * D + column, total.to(sums.dtype.element_ty),
+             mask=(position < N) & (column < D))

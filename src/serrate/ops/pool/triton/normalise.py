@@ -12,14 +12,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import launched
+from ...overlap import let_next_begin, overlaps, wait_for_previous
 from .chunks import Tiles, ends, find_chunk, place, slot_of
 from .reduce import finite
 from .spread import reciprocal
 
 _TILES = 32  # of a chunk, 256 KiB in half precision
 _WARPS = 8
-_AHEAD = 4  # tiles that are under way at a time
-_REGISTERS = 32, 16  # of a thread, and more a byte of an element: the compiler would have fewer tiles under way
+_AHEAD = 4, 6  # tiles that are under way at a time, and pairs of them for the gradient
+_REGISTERS = (32, 16), (32, 24)  # of a thread, and more a byte of an element: the compiler would have fewer under way
 _COMBINED = 16  # chunks that are combined at a time
 
 
@@ -39,15 +40,18 @@ def normalise(x: Tensor, offsets: Tensor, out: Tensor, grad: Tensor | None = Non
     slots = tiles.slots(rows, events)
     parts = torch.empty(slots, 2, width, device=out.device)
     owners = offsets.new_empty(slots - rows)  # of the later chunks, so that they need not be searched again
+    ahead, registers = (each[grad is not None] for each in (_AHEAD, _REGISTERS))
     lines = max(1, min(tiles.events, 256 * _WARPS // tiles.columns))
     strides = x.stride(0), 0 if grad is None else grad.stride(0)
-    sizes = width, tiles.columns, tiles.blocks, tiles.chunk, lines, _AHEAD
+    overlap = overlaps(x)
+    sizes = width, tiles.columns, tiles.blocks, tiles.chunk, lines, ahead, overlap
     options = {"num_warps": max(1, lines * tiles.columns // 256),
-               "maxnreg": _REGISTERS[0] + _REGISTERS[1] * out.element_size()}
+               "maxnreg": registers[0] + registers[1] * out.element_size()}
     tensors = x, grad, offsets, out, parts, owners
     _softmax[(slots * tiles.blocks,)](*tensors, strides, rows, events, *sizes, **options)
     if slots > rows:
-        _rest[((slots - rows) * tiles.blocks,)](*tensors, strides, rows, events, *sizes, _COMBINED, **options)
+        _rest[((slots - rows) * tiles.blocks,)](*tensors, strides, rows, events, *sizes, _COMBINED, launch_pdl=overlap,
+                                                     **options)
 
 
 @triton.jit
@@ -120,8 +124,10 @@ def _results(x, grad, out, strides: tl.constexpr, begin, count, column, largest,
 @launched
 @triton.jit(do_not_specialize=["rows", "events"])
 def _softmax(x, grad, offsets, out, parts, owners, strides: tl.constexpr, rows, events, W: tl.constexpr,
-             BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, AHEAD: tl.constexpr):
+             BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, AHEAD: tl.constexpr,
+             OVERLAP: tl.constexpr):
     """The results of a row of one chunk, or the sums of a chunk."""
+    let_next_begin(OVERLAP)
     slot, _, block = place(1, BLOCKS)
     row, begin, length, first, count = find_chunk(offsets, rows, events, slot, CHUNK)
     column = block * BD + tl.arange(0, BD)
@@ -139,9 +145,11 @@ def _softmax(x, grad, offsets, out, parts, owners, strides: tl.constexpr, rows, 
 @launched
 @triton.jit(do_not_specialize=["rows", "events"])
 def _rest(x, grad, offsets, out, parts, owners, strides: tl.constexpr, rows, events, W: tl.constexpr, BD: tl.constexpr,
-          BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, AHEAD: tl.constexpr, BN: tl.constexpr):
+          BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, AHEAD: tl.constexpr, OVERLAP: tl.constexpr,
+          BN: tl.constexpr):
     """The results of a later chunk of a row, and with the second of the first, once all of them have their sums."""
     slot, _, block = place(1, BLOCKS)
+    wait_for_previous(OVERLAP)
     row = tl.load(owners + slot).to(tl.int32)
     if row >= 0:
         column = block * BD + tl.arange(0, BD)

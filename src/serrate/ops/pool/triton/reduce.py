@@ -8,9 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import launched
+from ...overlap import let_next_begin, overlaps, wait_for_previous
 from .chunks import Tiles, ends, find_chunk, outer_strides, place, slot_of
 
-_COMBINED = 16  # chunks that are combined at a time
+_COMBINED = 8  # chunks that are combined at a time
 _TILE = 1024  # elements of a tile, 16 bytes a thread in half precision
 _AHEAD = 8  # tiles that are under way at a time
 _REGISTERS = 32, 24  # of a thread, and more a byte of an element: the compiler would have fewer tiles under way
@@ -36,7 +37,8 @@ def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | Non
     (rows, heads, width), events = out.shape, x.shape[0]
     if not out.numel():
         return
-    tiles = Tiles.of(width, 16 if how == "max" else 8)  # places of maxima take longer to find at the end of a chunk
+    many = 16 if width > 64 else 8
+    tiles = Tiles.of(width, 2 * many if how == "max" else many)  # places of maxima take longer at the end of a chunk
     slots = tiles.slots(rows, events)
     parts = x.new_empty((slots, heads, width), dtype=torch.float32)
     others = None  # the places of maxima, or what exponents are relative to, and of a softmax their sums
@@ -46,12 +48,13 @@ def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | Non
         others = parts.new_empty((2, slots, heads))
     sizes, lines = (width, tiles.columns, tiles.blocks, tiles.chunk), max(1, _TILE // tiles.columns)
     strides = *x.stride()[:2], *outer_strides(other), *outer_strides(weights)
+    overlap = overlaps(x)
     _reduce[(slots * heads * tiles.blocks,)](x, other, weights, scaled, strides, offsets, parts, others, out, kept,
                                              rows, events, slots, heads, how, *sizes, lines,
-                                             _AHEAD if other is None else _AHEAD // 2,
+                                             _AHEAD if other is None else _AHEAD // 2, overlap,
                                              maxnreg=_REGISTERS[0] + _REGISTERS[1] * x.element_size())
     _combine[(rows * heads * tiles.blocks,)](offsets, parts, others, out, kept, rows, events, slots, heads, how,
-                                             *sizes, _COMBINED)
+                                             *sizes, _COMBINED, overlap, launch_pdl=overlap)
 
 
 @triton.jit
@@ -61,13 +64,12 @@ def finite(x):
 
 
 @triton.jit
-def _first_largest(best, at):
-    """The largest of each column of `best` (M, N), and the least `at` (M, N) that has it. NaN is larger than all."""
-    missing = best != best
-    largest = tl.max(tl.where(missing, float("inf"), best), 0)
-    any_missing = tl.max(missing.to(tl.int32), 0) > 0
-    hit = tl.where(any_missing[None, :], missing, best == largest[None, :])
-    return tl.where(any_missing, float("nan"), largest), tl.min(tl.where(hit, at, MISSING), 0)
+def _larger(value, at, other, its):
+    """The larger of two numbers and its place, the first of equal ones. NaN is larger than all."""
+    missing = other != other
+    alike = (other == value) | (missing & (value != value))
+    ahead = (other > value) | (missing & (value == value)) | (alike & (its < at))
+    return tl.where(ahead, other, value), tl.where(ahead, its, at)
 
 
 @triton.jit
@@ -99,8 +101,9 @@ def _finish(result, other, total, out, kept, row, rows, head, H, block, length, 
 @triton.jit(do_not_specialize=["rows", "events", "slots"])
 def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, others, out, kept, rows, events, slots, H,
             HOW: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr,
-            BM: tl.constexpr, AHEAD: tl.constexpr):
+            BM: tl.constexpr, AHEAD: tl.constexpr, OVERLAP: tl.constexpr):
     """Reduce one chunk: to the result where it is the whole row, else to a part of it, (BD,)."""
+    let_next_begin(OVERLAP)
     slot, head, block = place(H, BLOCKS)
     row, begin, length, first, count = find_chunk(offsets, rows, events, slot, CHUNK)
     column = block * BD + tl.arange(0, BD)
@@ -167,7 +170,7 @@ def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, ot
     sums = 0.0
     if HOW == "max":
         at = tl.where(at == MISSING, MISSING, at + line[:, None])
-        result, aside = _first_largest(found, at)
+        result, aside = tl.reduce((found, at), 0, _larger)
         if tl.max((result != result).to(tl.int32), 0) > 0:  # the place of a NaN was not kept: it is looked for again
             missing = tl.full([BD], MISSING, tl.int32)
             for step in range(0, count, BM):
@@ -204,11 +207,12 @@ def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, ot
 @launched
 @triton.jit(do_not_specialize=["rows", "events", "slots"])
 def _combine(offsets, parts, others, out, kept, rows, events, slots, H, HOW: tl.constexpr, D: tl.constexpr,
-             BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr):
+             BD: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr, OVERLAP: tl.constexpr):
     """Combine the parts of one row that has several."""
     row, head, block = place(H, BLOCKS)
     begin, end = ends(offsets, row, events)
     length = end - begin
+    wait_for_previous(OVERLAP)
     if length > CHUNK:
         chunks = tl.cdiv(length, CHUNK)
         column = block * BD + tl.arange(0, BD)
@@ -250,7 +254,7 @@ def _combine(offsets, parts, others, out, kept, rows, events, slots, H, HOW: tl.
         over = tl.max(peak, 0)
         whole = tl.sum(total * tl.exp(peak - finite(over)), 0)
         if HOW == "max":
-            result, aside = _first_largest(found, at)
+            result, aside = tl.reduce((found, at), 0, _larger)
         elif HOW == "logsumexp":
             aside = tl.max(largest, 0)
             result = tl.sum(found * tl.exp(largest - finite(aside)[None, :]), 0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...bmm.triton.kernels import Source, launch_jagged
 from ...bmm.triton.tile import load_matrix, load_tile, precision, store_tile
 from ...launch import launched
+from ...overlap import let_next_begin, overlaps, wait_for_previous
 from ...sizes import ceil_div, power_of_two
 from ..api import Reading
 from .kernels import ROW, load_query, of_both, piece_of, row_with, units_of
@@ -32,7 +33,7 @@ _AT_A_TIME = 384
 _TOGETHER = 16  # targets of a tile, and
 _PARTS = 64  # programs at most that go through them
 _ADDED = 32  # elements that a program adds up, of
-_AT_ONCE = 128  # sums at a time
+_AT_ONCE = 256  # sums at a time
 
 
 class Parts(NamedTuple):
@@ -107,12 +108,14 @@ def launch_of_others(parts: Parts, events: int, q: Tensor, weight: Tensor,
     programs = max(1, min(ceil_div(targets, _TOGETHER), _PARTS))
     each = ceil_div(ceil_div(targets, programs), _TOGETHER) * _TOGETHER
     partial = torch.empty(programs, width + 1, columns, device=q.device)
+    overlap = overlaps(q)
     _of_targets[programs * ceil_div(width, block) * ceil_div(columns, wide),](
         parts.of_queries, parts.sums, q, weight, parts.offsets, found[0], partial, events, targets, parts.span, each,
-        q.stride(0), width, columns, _TOGETHER, block, wide, precision(torch.float32), num_warps=4)
+        q.stride(0), width, columns, _TOGETHER, block, wide, precision(torch.float32), overlap, num_warps=4,
+        launch_pdl=overlap)
     _added[ceil_div((width + 1) * columns, _ADDED),](
         partial, parts.of_weight, *found[1:], programs, parts.of_weight.shape[0], width, columns, _ADDED, _AT_ONCE,
-        num_warps=4)
+        overlap, num_warps=8, launch_pdl=overlap)
 
 
 @launched
@@ -195,21 +198,24 @@ def _of_matrices(matrices, q, weight, of_queries, of_weight, targets, each, q_st
 
 
 @triton.jit
-def _of_pieces(source, target, there, its, more, targets, column, width):
-    """What a target has of all its pieces, (BM, columns) float32; of nothing where it has no event, `more` < 0."""
-    inside = (column < width)[None, :]
-    at = source + column[None, :]
-    found = tl.load(at + target[:, None] * width, mask=(there & (more >= 0))[:, None] & inside, other=0.0)
-    for n in range(1, tl.max(more, 0) + 1):
-        found += tl.load(at + (targets + its + n)[:, None] * width, mask=(n <= more)[:, None] & inside, other=0.0)
-    return found
+def _pieces(source, number, there, column, width):
+    """Pieces (BM, columns) float32, 0 where there is none."""
+    return tl.load(source + number[:, None] * width + column[None, :], mask=there[:, None] & (column < width)[None, :],
+                   other=0.0)
+
+
+@triton.jit
+def _of_query(weight, line, column, D: tl.constexpr, F: tl.constexpr, N: tl.constexpr):
+    """What multiplies a target alone, N lines of it: (N, columns) float32."""
+    own = load_matrix(weight, F, 1, line, column, D, F, N).to(tl.float32)
+    return own + load_matrix(weight + 2 * D * F, F, 1, line, column, D, F, N).to(tl.float32)
 
 
 @launched
 @triton.jit(do_not_specialize=["events", "targets", "span", "each"])
 def _of_targets(of_queries, sums, q, weight, offsets, d_q, partial, events, targets, span, each, q_stride,
                 D: tl.constexpr, F: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr,
-                PRECISION: tl.constexpr):
+                PRECISION: tl.constexpr, OVERLAP: tl.constexpr):
     """The gradients of `each` targets, and as far as it comes from them those of the weight's first part and bias."""
     wide: tl.constexpr = (F + BF - 1) // BF
     blocks: tl.constexpr = (D + BD - 1) // BD
@@ -217,6 +223,9 @@ def _of_targets(of_queries, sums, q, weight, offsets, d_q, partial, events, targ
     line, begin_column = block // wide * BD, block % wide * BF
     lines = line + tl.arange(0, BD)
     column = begin_column + tl.arange(0, BF)
+    let_next_begin(OVERLAP)
+    own = _of_query(weight, line, column, D, F, BD)
+    wait_for_previous(OVERLAP)
     by_query = tl.zeros([BD, BF], tl.float32)  # sums over targets of q ⊗ s
     of_bias = tl.zeros([BF], tl.float32)
     for first in range(pid * each, tl.minimum((pid + 1) * each, targets), BM):
@@ -232,16 +241,19 @@ def _of_targets(of_queries, sums, q, weight, offsets, d_q, partial, events, targ
             its = (begin + before) // span
             more = tl.where(begin < end, (end - 1 + before) // span - its, -1)
         query = load_tile(q + here * q_stride, q_stride, targets - first, D, lines, BM).to(tl.float32)
-        added = _of_pieces(sums, target, there, its, more, targets, column, F)
+        added = _pieces(sums, target, there & (more >= 0), column, F)
+        found = _pieces(of_queries, target, there & (more >= 0), lines, D)
+        for n in range(1, tl.max(more, 0) + 1):
+            added += _pieces(sums, targets + its + n, n <= more, column, F)
+            found += _pieces(of_queries, targets + its + n, n <= more, lines, D)
         by_query = tl.dot(query.T, added, by_query, input_precision=PRECISION)
         of_bias += tl.sum(added, 0)
         if begin_column == 0:
-            found = _of_pieces(of_queries, target, there, its, more, targets, lines, D)
-            for f in range(0, F, BF):
-                added = _of_pieces(sums, target, there, its, more, targets, f + tl.arange(0, BF), F)
-                own = load_matrix(weight, F, 1, line, f + tl.arange(0, BF), D, F, BD).to(tl.float32)
-                own += load_matrix(weight + 2 * D * F, F, 1, line, f + tl.arange(0, BF), D, F, BD).to(tl.float32)
-                found = tl.dot(added, own.T, found, input_precision=PRECISION)
+            found = tl.dot(added, own.T, found, input_precision=PRECISION)
+            for f in tl.static_range(BF, F, BF):  # so wide are only those without pieces
+                others = f + tl.arange(0, BF)
+                added = _pieces(sums, target, there, others, F)
+                found = tl.dot(added, _of_query(weight, line, others, D, F, BD).T, found, input_precision=PRECISION)
             store_tile(d_q + here * D, found, D, targets - first, lines, D, BM)
     partial += tl.cast(pid, tl.int64) * ((D + 1) * F)
     store_tile(partial + line * F, by_query, F, D - line, column, F, BD)
@@ -251,8 +263,9 @@ def _of_targets(of_queries, sums, q, weight, offsets, d_q, partial, events, targ
 @launched
 @triton.jit(do_not_specialize=["programs", "parts"])
 def _added(partial, of_weight, d_weight, d_bias, programs, parts, D: tl.constexpr, F: tl.constexpr,
-           BLOCK: tl.constexpr, BN: tl.constexpr):
+           BLOCK: tl.constexpr, BN: tl.constexpr, OVERLAP: tl.constexpr):
     """Some elements of the gradients of weight and bias: the sums of parts, in their order."""
+    wait_for_previous(OVERLAP)
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = element < D * F
     bias = (element >= D * F) & (element < (D + 1) * F)
