@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ..errors import InvalidArgument
 from ..jagged import JaggedTensor
 from ..ops.attention import Mask, Weights, attention, candidate_attention, pooling_attention, target_attention
+from ..ops.transformer import Layer, feed_forward, norm_linear
 
 
 class JaggedMultiheadAttention(nn.Module):
@@ -46,12 +47,15 @@ class JaggedMultiheadAttention(nn.Module):
         `mask` stands in for the module's own in this call, where its context or targets differ from batch to batch.
         Dropout draws from torch's default generator of the device, in training only.
         """
+        return x.with_values(self.project_out(self.attend(x.with_values(self.project_in(x.values)), mask)))
+
+    def attend(self, projected: JaggedTensor, mask: Mask | None = None) -> Tensor:
+        """Return what events find, `(T, E)`, by queries, keys and values side by side, as `project_in` gives them."""
         heads = (self.heads, self.kv_heads, self.kv_heads)
-        q, k, v = self.project_in(x.values).unflatten(-1, (sum(heads), -1)).split(heads, 1)
-        weights = Weights(dropout=self.dropout if self.training else 0.0).drawn(x.device)
-        attended = attention(q, k, v, x.offsets, mask=self.mask if mask is None else mask, longest=x.longest,
-                             weights=weights)
-        return x.with_values(self.project_out(attended.flatten(1)))
+        q, k, v = projected.values.unflatten(-1, (sum(heads), -1)).split(heads, 1)
+        weights = Weights(dropout=self.dropout if self.training else 0.0).drawn(projected.device)
+        return attention(q, k, v, projected.offsets, mask=self.mask if mask is None else mask,
+                         longest=projected.longest, weights=weights).flatten(1)
 
 
 class TransformerBlock(nn.Module):
@@ -80,9 +84,15 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: JaggedTensor, *, mask: Mask | None = None) -> JaggedTensor:
         """Values `(T, E)` → values `(T, E)`, the same rows; `mask` stands in for the block's own in this call."""
-        attended = self.attention(x.with_values(self.attention_norm(x.values)), mask=mask)
-        values = x.values + self.dropout(attended.values)
-        return x.with_values(values + self.dropout(self.feedforward(self.feedforward_norm(values))))
+        values, attention, norm = x.values, self.attention, self.feedforward_norm
+        projected = norm_linear(values, _layer(self.attention_norm), _layer(attention.project_in),
+                                eps=self.attention_norm.eps, dtype=product_dtype(attention.project_in))
+        attended = attention.attend(x.with_values(projected), mask)
+        if self.training and self.dropout.p:  # torch draws
+            values = values + self.dropout(attention.project_out(attended))
+            return x.with_values(values + self.dropout(self.feedforward(norm(values))))
+        layers = [_layer(each) for each in (attention.project_out, norm, self.feedforward[0], self.feedforward[-1])]
+        return x.with_values(feed_forward(values, attended, layers, eps=norm.eps))
 
 
 class AttentionPooling(nn.Module):
@@ -159,6 +169,16 @@ class TargetAttention(nn.Module):
         found = (target_attention(q, k, v, history.offsets) if rows is None
                  else candidate_attention(q, k, v, history.offsets, rows))
         return self.project_out(found.flatten(-2))
+
+
+def product_dtype(layer: nn.Linear) -> torch.dtype:
+    """Return the dtype in which a layer multiplies: that of its weight, under autocast autocast's."""
+    device = layer.weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
+
+
+def _layer(module: nn.Module) -> Layer:
+    return Layer(module.weight, module.bias)
 
 
 def _head_width(width: int, heads: int) -> int:
