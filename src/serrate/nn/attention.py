@@ -155,7 +155,8 @@ class TargetAttention(nn.Module):
         self.project_in = nn.Linear(width, 2 * width)
         self.project_out = nn.Linear(width, width)
 
-    def forward(self, targets: Tensor, history: JaggedTensor, rows: Tensor | None = None) -> Tensor:
+    def forward(self, targets: Tensor, history: JaggedTensor, rows: Tensor | None = None,
+                ends: Tensor | None = None) -> Tensor:
         """Return what each target finds in its history, the shape of `targets`.
 
         Args:
@@ -163,11 +164,17 @@ class TargetAttention(nn.Module):
             history: values `(T, E)` in B rows.
             rows: `(M,)` int32 or int64, in any order: the row of each target, from 0 to `B - 1`. Its contents are not
                 read on the host, and no history is copied.
+            ends: `(B + 1,)` int32 or int64, where the targets lie together by row, in the order of the rows: those of
+                row `b` are `targets[ends[b]:ends[b + 1]]`. Then they are not sorted.
         """
         k, v = _keys_and_values(self.project_in, history, self.heads)
-        q = self.project_targets(targets).unflatten(-1, (self.heads, -1))
-        found = (target_attention(q, k, v, history.offsets) if rows is None
-                 else candidate_attention(q, k, v, history.offsets, rows))
+        q, offsets = self.project_targets(targets).unflatten(-1, (self.heads, -1)), history.offsets
+        if ends is not None:
+            found = attention(q, k, v, ends.to(offsets.dtype), kv_offsets=offsets)
+        elif rows is not None:
+            found = candidate_attention(q, k, v, offsets, rows)
+        else:
+            found = target_attention(q, k, v, offsets)
         return self.project_out(found.flatten(-2))
 
 

@@ -77,24 +77,25 @@ class History(nn.Module):
             x = layer(x, **options)
         return x if self.norm is None else x.with_values(self.norm(x.values))
 
-    def read(self, x: JaggedTensor, targets: Tensor | None, owner: Tensor,
+    def read(self, x: JaggedTensor, targets: Tensor | None, rows: tuple[Tensor, Tensor | None],
              pairs: int | None) -> tuple[list[Tensor], list[Tensor]]:
         """Return vectors of states, each `(U, k, E)`, and of candidates, each `(M, 1, E)`, from events `(T, E)`.
 
         Args:
             x: the events, as `encode` gave them.
             targets: `(M, E)`, what candidates ask with; None where none of the reads is theirs.
-            owner: `(M,)` int64, the state of each candidate.
+            rows: `(M,)` int64, the state of each candidate; `(U + 1,)` int64, where those of each state begin, if they
+                lie together.
             pairs: how many events the candidates read together, if known.
         """
-        shared, own = [], []
+        (owner, ends), shared, own = rows, [], []
         for read, module in zip(self.config.reads, self.reads, strict=True):
             if isinstance(read, Pooling):
                 shared.append(pool(x.values, x.offsets, how=read.how)[:, None])
             elif isinstance(read, PMA):
                 shared.append(module(x))
             elif isinstance(read, Target):
-                own.append(module(targets, x, owner)[:, None])
+                own.append(module(targets, x, owner, ends)[:, None])
             else:
                 own.append(module(targets, x, owner, pairs)[:, None])
         return shared, own
