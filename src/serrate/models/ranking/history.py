@@ -17,6 +17,7 @@ from ...nn import (
     ages,
 )
 from ...ops.attention import Mask
+from ...ops.lookup import lookup
 from ...ops.pool import pool
 from ..hstu.config import TIME_BUCKETS
 from .config import DIN, PMA, HistoryConfig, HSTULayers, Pooling, Target, TransformerLayers
@@ -70,7 +71,8 @@ class History(nn.Module):
             fields[age_column(self.config).name] = self._ages(history, asked)
         x = JaggedTensor.trusted(self.embedded.summed(tables, fields), history.offsets, history.longest)
         if self.positions is not None:
-            x = x.with_values(x.values + self.positions(ages(x).clamp(max=self.config.max_length - 1)))
+            place = ages(x).clamp(max=self.config.max_length - 1)
+            x = x.with_values(x.values + lookup(self.positions.weight, place[:, None], how="sum"))
         timed = isinstance(self.config.layers, HSTULayers) and self.config.layers.time
         options = {"key_times": self._field(history, "time")} if timed else {}
         for layer in self.layers:
