@@ -19,6 +19,7 @@ from ...nn import (
 from ...ops.attention import Mask
 from ...ops.lookup import lookup
 from ...ops.pool import pool
+from ...ops.transformer import Layer, norm_linear
 from ..hstu.config import TIME_BUCKETS
 from .config import DIN, PMA, HistoryConfig, HSTULayers, Pooling, Target, TransformerLayers
 from .features import Embedded
@@ -77,7 +78,9 @@ class History(nn.Module):
         options = {"key_times": self._field(history, "time")} if timed else {}
         for layer in self.layers:
             x = layer(x, **options)
-        return x if self.norm is None else x.with_values(self.norm(x.values))
+        if self.norm is None:
+            return x
+        return x.with_values(norm_linear(x.values, Layer(self.norm.weight, self.norm.bias), eps=self.norm.eps))
 
     def read(self, x: JaggedTensor, targets: Tensor | None, rows: tuple[Tensor, Tensor | None],
              pairs: int | None) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,7 +1,7 @@
 """The contract of what a pre-norm transformer block does but attend: shapes, numerics, errors, choice."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ class Layer(NamedTuple):
 class Call(NamedTuple):
     """What an implementation is asked for: enough to say whether it can serve.
 
-    widths: of events and of what they are multiplied to; dtypes: of events and weights; result: of what is multiplied.
+    widths: of events and, if any, of what they are multiplied to; dtypes: of events and weights; result: of what is multiplied.
     """
 
     device: torch.device
@@ -30,7 +30,7 @@ class Call(NamedTuple):
     widths: tuple[int, ...]
 
 
-def norm_linear(x: Tensor, norm: Layer, linear: Layer, *, eps: float = 1e-5, dtype: torch.dtype | None = None,
+def norm_linear(x: Tensor, norm: Layer, linear: Layer | None = None, *, eps: float = 1e-5, dtype: torch.dtype | None = None,
                 implementation: str | None = None) -> Tensor:
     """Normalise each event, then a linear layer: `linear(norm(x))`, what a block begins with.
 
@@ -40,7 +40,7 @@ def norm_linear(x: Tensor, norm: Layer, linear: Layer, *, eps: float = 1e-5, dty
     Args:
         x: `(T, E)` events, any floating dtype, any strides.
         norm: scale and shift, `(E,)`.
-        linear: weight `(F, E)` and bias `(F,)`.
+        linear: weight `(F, E)` and bias `(F,)`; None: the norm alone, F is E.
         eps: above 0; added to variances.
         dtype: of the result and of what is multiplied; that of `x` when None.
         implementation: a name from `implementations("norm_linear")`, or None for the automatic choice.
@@ -56,11 +56,15 @@ def norm_linear(x: Tensor, norm: Layer, linear: Layer, *, eps: float = 1e-5, dty
     ICML 2020 (arXiv 2002.04745).
     """
     width = _check_events("x", x)
-    columns = linear.weight.shape[0] if linear.weight.dim() == 2 else 0
-    _check_layers(x, {"norm": (norm, (width,)), "linear": (linear, (columns, width))}, eps)
+    layers, widths = {"norm": (norm, (width,))}, (width,)
+    if linear is not None:
+        columns = linear.weight.shape[0] if linear.weight.dim() == 2 else 0
+        layers["linear"], widths = (linear, (columns, width)), (width, columns)
+    _check_layers(x, layers, eps)
     result = x.dtype if dtype is None else dtype
-    call = Call(x.device, (x.dtype, *_dtypes((norm, linear))), result, (width, columns))
-    return select.choose("norm_linear", call, implementation).implementation.compute(x, (*norm, *linear), eps, result)
+    weights = tuple(each for layer, _ in layers.values() for each in layer)
+    call = Call(x.device, (x.dtype, *{each.dtype for each in weights}), result, widths)
+    return select.choose("norm_linear", call, implementation).implementation.compute(x, weights, eps, result)
 
 
 def feed_forward(x: Tensor, attended: Tensor, layers: Sequence[Layer], *, eps: float = 1e-5,
@@ -96,13 +100,9 @@ def feed_forward(x: Tensor, attended: Tensor, layers: Sequence[Layer], *, eps: f
     hidden = first.weight.shape[0] if first.weight.dim() == 2 else 0
     _check_layers(x, {"out": (out, (width, width)), "norm": (norm, (width,)), "first": (first, (hidden, width)),
                       "last": (last, (width, hidden))}, eps)
-    call = Call(x.device, (x.dtype, *_dtypes(layers)), attended.dtype, (width, hidden))
     weights = tuple(each for layer in layers for each in layer)
+    call = Call(x.device, (x.dtype, *{each.dtype for each in weights}), attended.dtype, (width, hidden))
     return select.choose("feed_forward", call, implementation).implementation.compute(x, attended, weights, eps)
-
-
-def _dtypes(layers: Sequence[Layer]) -> set[torch.dtype]:
-    return {each.dtype for layer in layers for each in layer}
 
 
 def _check_events(argument: str, x: Tensor) -> int:
@@ -111,7 +111,7 @@ def _check_events(argument: str, x: Tensor) -> int:
     return x.shape[1]
 
 
-def _check_layers(x: Tensor, layers: dict[str, tuple[Layer, tuple[int, ...]]], eps: float) -> None:
+def _check_layers(x: Tensor, layers: Mapping[str, tuple[Layer, tuple[int, ...]]], eps: float) -> None:
     for name, (layer, shape) in layers.items():
         for part, given, expected in (("weight", layer.weight, shape), ("bias", layer.bias, shape[:1])):
             if given.shape != expected or 0 in expected:

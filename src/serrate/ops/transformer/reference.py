@@ -14,8 +14,9 @@ def unusable(call: Call) -> str | None:
 
 def norm_linear(x: Tensor, weights: tuple[Tensor, ...], eps: float, dtype: torch.dtype) -> Tensor:
     """Norm and linear layer; see `api.norm_linear`."""
-    scale, shift, weight, bias = weights
-    return _linear(_norm(x, scale, shift, eps), weight, bias, dtype)
+    scale, shift, *linear = weights
+    normed = _norm(x, scale, shift, eps)
+    return _linear(normed, *linear, dtype) if linear else normed.to(dtype)
 
 
 def feed_forward(x: Tensor, attended: Tensor, weights: tuple[Tensor, ...], eps: float) -> Tensor:

@@ -18,9 +18,9 @@ def unusable(call: Call) -> str | None:
     for dtype in (*call.dtypes, call.result):
         if (reason := no_kernel(call.device, dtype)) is not None:
             return reason
-    if call.result not in _HALF:
+    if len(call.widths) > 1 and call.result not in _HALF:
         return f"needs products in bfloat16 or float16, got {call.result}"
-    if call.widths[0] > WIDEST or call.widths[1] > WIDEST_RESULT:
+    if call.widths[0] > WIDEST or call.widths[-1] > WIDEST_RESULT:
         return f"needs events of width {WIDEST} or less, of results {WIDEST_RESULT} or less, got {call.widths}"
     return None
 
@@ -54,7 +54,7 @@ def _size(weights: list[Tensor]) -> int:
 def _norm_linear(x: Tensor, weights: list[Tensor], eps: float, dtype: torch.dtype) -> Tensor:
     from . import kernels
 
-    out = x.new_empty(x.shape[0], weights[2].shape[0], dtype=dtype)
+    out = x.new_empty(x.shape[0], weights[-1].shape[0], dtype=dtype)
     if x.shape[0]:
         with on_device_of(x):
             kernels.launch_norm_linear(x.contiguous(), _whole(weights), eps, out)
@@ -63,12 +63,12 @@ def _norm_linear(x: Tensor, weights: list[Tensor], eps: float, dtype: torch.dtyp
 
 @_norm_linear.register_fake
 def _(x: Tensor, weights: list[Tensor], eps: float, dtype: torch.dtype) -> Tensor:
-    return x.new_empty(x.shape[0], weights[2].shape[0], dtype=dtype)
+    return x.new_empty(x.shape[0], weights[-1].shape[0], dtype=dtype)
 
 
 @operator("serrate::norm_linear_triton_backward")
 def _norm_linear_backward(grad: Tensor, x: Tensor, weights: list[Tensor], eps: float) -> list[Tensor]:
-    """Return the gradients of the events, and float32 those of the four weights side by side."""
+    """Return the gradients of the events, and float32 those of the weights side by side."""
     from . import kernels
 
     d_x = x.new_empty(x.shape)

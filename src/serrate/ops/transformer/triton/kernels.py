@@ -20,21 +20,22 @@ _PART = 64  # of the hidden layer
 
 
 def launch_norm_linear(x: Tensor, weights: tuple[Tensor, ...], eps: float, out: Tensor) -> None:
-    """Fill `out` `(T, F)`; `weights` are those of norm and layer, all is contiguous, as everywhere here."""
+    """Fill `out` `(T, F)`; `weights` are those of norm and, if any, layer; all is contiguous, as everywhere here."""
     (events, width), columns = x.shape, out.shape[1]
     _norm_linear[min(ceil_div(events, _EVENTS), _PROGRAMS),](
-        x, *weights, out, events, eps, width, columns, _block(width), _block(columns), _EVENTS,
+        x, *weights, *(None,) * (4 - len(weights)), out, events, eps, width, columns, _block(width), _block(columns), _EVENTS,
         num_warps=4 if columns <= 128 else 8, num_stages=2)
 
 
 def launch_norm_linear_backward(grad: Tensor, x: Tensor, weights: tuple[Tensor, ...], eps: float,
                                 d_x: Tensor) -> Tensor:
-    """Fill `d_x` `(T, E)`; return parts `(programs, 2 E + F E + F)`, of all weights in their order."""
+    """Fill `d_x` `(T, E)`; return parts `(programs, …)`, of all weights in their order."""
     (events, width), columns = x.shape, grad.shape[1]
     programs = min(ceil_div(events, _EVENTS), _PROGRAMS // 2)
-    parts = torch.empty(programs, columns * width + columns + 2 * width, device=x.device)
+    total = sum(each.numel() for each in weights)
+    parts = torch.empty(programs, total, device=x.device)
     _norm_linear_backward[programs,](
-        grad, x, *weights[:3], d_x, parts, events, eps, width, columns, _block(width), _block(columns),
+        grad, x, *weights[:2], weights[2] if len(weights) > 2 else None, d_x, parts, events, total, eps, width, columns, _block(width), _block(columns),
         _EVENTS, num_warps=8, num_stages=2)
     return parts
 
@@ -121,36 +122,40 @@ def _density(x):
 @triton.jit(do_not_specialize=["events"])
 def _norm_linear(x_source, scale, shift, weight, bias, out, events, eps, E: tl.constexpr, F: tl.constexpr,
                  BE: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr):
-    """Linear results of BT normed events at a time."""
+    """Linear results of BT normed events at a time, without a weight these themselves."""
     dtype: tl.constexpr = out.dtype.element_ty
     wide = tl.arange(0, BE)
     column = tl.arange(0, BF)
-    matrix = _matrix(weight, column, wide, F, E, dtype).T
-    added = _vector(bias, column, F)
+    if weight is not None:
+        matrix = _matrix(weight, column, wide, F, E, dtype).T
+        added = _vector(bias, column, F)
     gain = _vector(scale, wide, E)
     offset = _vector(shift, wide, E)
     for tile in range(tl.program_id(0), tl.cdiv(events, BT), tl.num_programs(0)):
         place, inside = _rows(tile, events, E, BE, BT)
         x = tl.load(x_source + place, mask=inside, other=0.0).to(tl.float32)
         normed, _ = _standard(x, wide, eps, E)
-        y = tl.dot((normed * gain + offset).to(dtype), matrix) + added
+        y = normed * gain + offset
+        if weight is not None:
+            y = tl.dot(y.to(dtype), matrix) + added
         place, inside = _rows(tile, events, F, BF, BT)
         tl.store(out + place, y.to(dtype), mask=inside)
 
 
 @launched
-@triton.jit(do_not_specialize=["events"])
-def _norm_linear_backward(grad_source, x_source, scale, shift, weight, d_x, parts, events, eps, E: tl.constexpr,
+@triton.jit(do_not_specialize=["events", "total"])
+def _norm_linear_backward(grad_source, x_source, scale, shift, weight, d_x, parts, events, total, eps, E: tl.constexpr,
                           F: tl.constexpr, BE: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr):
     """The gradients of BT events at a time, and this program's part of those of the weights."""
     dtype: tl.constexpr = grad_source.dtype.element_ty
     wide = tl.arange(0, BE)
     column = tl.arange(0, BF)
-    matrix = _matrix(weight, column, wide, F, E, dtype)
     gain = _vector(scale, wide, E)
     offset = _vector(shift, wide, E)
-    d_weight = tl.zeros([BF, BE], tl.float32)
-    d_bias = tl.zeros([BF], tl.float32)
+    if weight is not None:
+        matrix = _matrix(weight, column, wide, F, E, dtype)
+        d_weight = tl.zeros([BF, BE], tl.float32)
+        d_bias = tl.zeros([BF], tl.float32)
     d_scale = tl.zeros([BE], tl.float32)
     d_shift = tl.zeros([BE], tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(events, BT), tl.num_programs(0)):
@@ -159,19 +164,24 @@ def _norm_linear_backward(grad_source, x_source, scale, shift, weight, d_x, part
         place, inside = _rows(tile, events, E, BE, BT)
         x = tl.load(x_source + place, mask=inside, other=0.0).to(tl.float32)
         normed, inverse = _standard(x, wide, eps, E)
-        d_y = tl.dot(grad, matrix)
-        d_weight = tl.dot(grad.T, (normed * gain + offset).to(dtype), d_weight)
-        d_bias += tl.sum(grad.to(tl.float32), 0)
+        if weight is not None:
+            d_y = tl.dot(grad, matrix)
+            d_weight = tl.dot(grad.T, (normed * gain + offset).to(dtype), d_weight)
+            d_bias += tl.sum(grad.to(tl.float32), 0)
+        else:
+            d_y = grad.to(tl.float32)
         d_scale += tl.sum(d_y * normed, 0)
         d_shift += tl.sum(d_y, 0)
         found = _standard_gradient(d_y * gain, normed, inverse, E)
         tl.store(d_x + place, found.to(d_x.dtype.element_ty), mask=inside)
-    parts += tl.program_id(0) * (2 * E + F * E + F)
+    parts += tl.cast(tl.program_id(0), tl.int64) * total
     tl.store(parts + wide, d_scale, mask=wide < E)
     tl.store(parts + E + wide, d_shift, mask=wide < E)
-    parts += 2 * E
-    tl.store(parts + column[:, None] * E + wide[None, :], d_weight, mask=(column < F)[:, None] & (wide < E)[None, :])
-    tl.store(parts + F * E + column, d_bias, mask=column < F)
+    if weight is not None:
+        parts += 2 * E
+        inside = (column < F)[:, None] & (wide < E)[None, :]
+        tl.store(parts + column[:, None] * E + wide[None, :], d_weight, mask=inside)
+        tl.store(parts + F * E + column, d_bias, mask=column < F)
 
 
 @triton.jit
