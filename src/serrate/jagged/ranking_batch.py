@@ -122,13 +122,13 @@ class RankingBatch:
         """Return with every part on `device`."""
         parts = [{name: part.to(device=device, non_blocking=non_blocking) for name, part in getattr(self, kind).items()}
                  for kind in _NAMED]
-        return RankingBatch.trusted(self.owner.to(device=device, non_blocking=non_blocking), *parts, self.pairs,
-                                    self.grouped)
+        return RankingBatch.trusted(self.owner.to(device=device, non_blocking=non_blocking), *parts, pairs=self.pairs,
+                                    grouped=self.grouped)
 
     def pin_memory(self) -> "RankingBatch":
         """Return a copy in page-locked host memory, for asynchronous moves to a GPU."""
         parts = [{name: part.pin_memory() for name, part in getattr(self, kind).items()} for kind in _NAMED]
-        return RankingBatch.trusted(self.owner.pin_memory(), *parts, self.pairs, self.grouped)
+        return RankingBatch.trusted(self.owner.pin_memory(), *parts, pairs=self.pairs, grouped=self.grouped)
 
     def __repr__(self) -> str:
         told = "; ".join(f"{kind}: {', '.join(getattr(self, kind))}" for kind in _NAMED if getattr(self, kind))

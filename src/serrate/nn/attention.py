@@ -1,5 +1,7 @@
 """Attention modules on `JaggedTensor`: self-attention, the pre-norm transformer block, pooling, target attention."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -184,7 +186,7 @@ def product_dtype(layer: nn.Linear) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
 
 
-def _layer(module: nn.Module) -> Layer:
+def _layer(module: Any) -> Layer:
     return Layer(module.weight, module.bias)
 
 

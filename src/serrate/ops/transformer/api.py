@@ -21,7 +21,7 @@ class Layer(NamedTuple):
 class Call(NamedTuple):
     """What an implementation is asked for: enough to say whether it can serve.
 
-    widths: of events and, if any, of what they are multiplied to; dtypes: of events and weights; result: of what is multiplied.
+    dtypes: of events and weights; result: of what is multiplied; widths: of events and, if any, of the layer's results.
     """
 
     device: torch.device
@@ -30,12 +30,12 @@ class Call(NamedTuple):
     widths: tuple[int, ...]
 
 
-def norm_linear(x: Tensor, norm: Layer, linear: Layer | None = None, *, eps: float = 1e-5, dtype: torch.dtype | None = None,
-                implementation: str | None = None) -> Tensor:
+def norm_linear(x: Tensor, norm: Layer, linear: Layer | None = None, *, eps: float = 1e-5,
+                dtype: torch.dtype | None = None, implementation: str | None = None) -> Tensor:
     """Normalise each event, then a linear layer: `linear(norm(x))`, what a block begins with.
 
-    Means, variances and sums are float32 (float64 for float64 events); what is multiplied is rounded to `dtype`, as under
-    autocast. For the backward pass `x` and the weights are kept and nothing else.
+    Means, variances and sums are float32 (float64 for float64 events); what is multiplied is rounded to `dtype`, as
+    under autocast. For the backward pass `x` and the weights are kept and nothing else.
 
     Args:
         x: `(T, E)` events, any floating dtype, any strides.
@@ -56,7 +56,8 @@ def norm_linear(x: Tensor, norm: Layer, linear: Layer | None = None, *, eps: flo
     ICML 2020 (arXiv 2002.04745).
     """
     width = _check_events("x", x)
-    layers, widths = {"norm": (norm, (width,))}, (width,)
+    layers: dict[str, tuple[Layer, tuple[int, ...]]] = {"norm": (norm, (width,))}
+    widths = (width,)
     if linear is not None:
         columns = linear.weight.shape[0] if linear.weight.dim() == 2 else 0
         layers["linear"], widths = (linear, (columns, width)), (width, columns)

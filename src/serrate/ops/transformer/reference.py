@@ -14,9 +14,8 @@ def unusable(call: Call) -> str | None:
 
 def norm_linear(x: Tensor, weights: tuple[Tensor, ...], eps: float, dtype: torch.dtype) -> Tensor:
     """Norm and linear layer; see `api.norm_linear`."""
-    scale, shift, *linear = weights
-    normed = _norm(x, scale, shift, eps)
-    return _linear(normed, *linear, dtype) if linear else normed.to(dtype)
+    normed = _norm(x, weights[0], weights[1], eps)
+    return normed.to(dtype) if len(weights) == 2 else _linear(normed, weights[2], weights[3], dtype)
 
 
 def feed_forward(x: Tensor, attended: Tensor, weights: tuple[Tensor, ...], eps: float) -> Tensor:

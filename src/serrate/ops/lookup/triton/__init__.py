@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import reference
 from ...direct import no_kernel, on_device_of, operator
+from .. import reference
 from ..api import Call
 
 

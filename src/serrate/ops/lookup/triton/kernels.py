@@ -1,11 +1,11 @@
 """The gradient of a table: what arrives for each of its rows, in the order of the rows, is added up without atomics.
 
-Places are sorted by row, and a program adds up a chunk of them. A row whose places lie in one chunk is its program's; of
-one whose places go on over chunks, such as an action that half of all events have, programs keep their parts, which a
-second kernel adds up in their order.
+Places are sorted by row, and a program adds up a chunk of them. A row whose places lie in one chunk is its program's.
+Of one whose places go on over chunks, such as an action that half of all events have, programs keep their parts, which
+a second kernel adds up in their order.
 """
 
-# ruff: noqa: N803
+# ruff: noqa: N803, SIM102, SIM108 - what is not there is not loaded
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""A transformer block but for its attention, on CUDA in Triton: custom operators, kernels imported at the first call."""
+"""A transformer block but for attention on CUDA in Triton: operators, whose kernels are imported at the first call."""
 
 from itertools import accumulate, pairwise
 from typing import Any

@@ -1,10 +1,10 @@
 """The kernels of a transformer block but for its attention: programs stay, and go through tiles of events.
 
-Weights are read once a program, in the dtype that they are kept in. A program adds up its part of their gradients on the
-chip; `launch_…_backward` give these parts, one for each program, whose sum over programs the caller takes.
+Weights are read once a program, in the dtype that they are kept in. A program adds up its part of their gradients on
+the chip; `launch_…_backward` give these parts, one for each program, whose sum over programs the caller takes.
 """
 
-# ruff: noqa: N803
+# ruff: noqa: N803, RUF005 - of tuples the compiler knows sums alone
 
 import torch
 import triton
@@ -23,8 +23,8 @@ def launch_norm_linear(x: Tensor, weights: tuple[Tensor, ...], eps: float, out: 
     """Fill `out` `(T, F)`; `weights` are those of norm and, if any, layer; all is contiguous, as everywhere here."""
     (events, width), columns = x.shape, out.shape[1]
     _norm_linear[min(ceil_div(events, _EVENTS), _PROGRAMS),](
-        x, *weights, *(None,) * (4 - len(weights)), out, events, eps, width, columns, _block(width), _block(columns), _EVENTS,
-        num_warps=4 if columns <= 128 else 8, num_stages=2)
+        x, *weights, *(None,) * (4 - len(weights)), out, events, eps, width, columns, _block(width), _block(columns),
+        _EVENTS, num_warps=4 if columns <= 128 else 8, num_stages=2)
 
 
 def launch_norm_linear_backward(grad: Tensor, x: Tensor, weights: tuple[Tensor, ...], eps: float,
@@ -35,8 +35,8 @@ def launch_norm_linear_backward(grad: Tensor, x: Tensor, weights: tuple[Tensor, 
     total = sum(each.numel() for each in weights)
     parts = torch.empty(programs, total, device=x.device)
     _norm_linear_backward[programs,](
-        grad, x, *weights[:2], weights[2] if len(weights) > 2 else None, d_x, parts, events, total, eps, width, columns, _block(width), _block(columns),
-        _EVENTS, num_warps=8, num_stages=2)
+        grad, x, *weights[:2], weights[2] if len(weights) > 2 else None, d_x, parts, events, total, eps, width, columns,
+        _block(width), _block(columns), _EVENTS, num_warps=8, num_stages=2)
     return parts
 
 
@@ -227,7 +227,7 @@ def _feed_forward(x_source, attended, out_weight, out_bias, scale, shift, weight
 def _feed_forward_backward(grad_source, x_source, attended, out_weight, out_bias, scale, shift, weight, bias,
                            last_weight, d_x, d_attended, kept, parts, events, total, eps, E: tl.constexpr,
                            F: tl.constexpr, BE: tl.constexpr, BF: tl.constexpr, BT: tl.constexpr):
-    """The gradients of BT events at a time and what the hidden layer reads; this program's part of those of the norm."""
+    """The gradients of BT events at a time and what the hidden layer reads; the part of those of the norm."""
     dtype: tl.constexpr = attended.dtype.element_ty
     wide = tl.arange(0, BE)
     projection = _matrix(out_weight, wide, wide, E, E, dtype)
