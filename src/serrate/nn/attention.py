@@ -87,7 +87,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: JaggedTensor, *, mask: Mask | None = None) -> JaggedTensor:
         """Values `(T, E)` → values `(T, E)`, the same rows; `mask` stands in for the block's own in this call."""
         values, attention, norm = x.values, self.attention, self.feedforward_norm
-        projected = norm_linear(values, _layer(self.attention_norm), _layer(attention.project_in),
+        projected = norm_linear(values, _layer(self.attention_norm), linear=_layer(attention.project_in),
                                 eps=self.attention_norm.eps, dtype=product_dtype(attention.project_in))
         attended = attention.attend(x.with_values(projected), mask)
         if self.training and self.dropout.p:  # torch draws

@@ -50,7 +50,7 @@ def test_by_hand():
     linear = Layer(torch.tensor([[1.0, 1.0], [0.0, 3.0], [1.0, 0.0]]).double(), torch.tensor([0.0, 0.5, 0.0]).double())
     x = torch.tensor([[1.0, 5.0]], dtype=torch.float64)  # mean 3, variance 4, and with the 12 added 16: (-.5, .5)
     torch.testing.assert_close(norm_linear(x, norm, eps=12.0), torch.tensor([[-1.0, 1.5]]).double())
-    torch.testing.assert_close(norm_linear(x, norm, linear, eps=12.0), torch.tensor([[0.5, 5.0, -1.0]]).double())
+    torch.testing.assert_close(norm_linear(x, norm, linear=linear, eps=12.0), torch.tensor([[0.5, 5.0, -1.0]]).double())
     out = Layer(torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double(), torch.tensor([1.0, 0.0]).double())
     first = Layer(torch.tensor([[1.0, 0.0]]).double(), torch.tensor([3.0]).double())
     last = Layer(torch.tensor([[1.0], [0.0]]).double(), torch.tensor([0.0, 7.0]).double())
@@ -119,7 +119,8 @@ X = torch.ones(3, 4)
     (lambda: norm_linear(X[0], _layers()[1]), r"x: expected floating-point \(T, E\) with E >= 1"),
     (lambda: norm_linear(X.long(), _layers()[1]), "x: expected floating-point"),
     (lambda: norm_linear(X, _layers(5)[1]), r"norm.weight: expected shape \(4,\), got \(5,\)"),
-    (lambda: norm_linear(X, _layers()[1], _layers(5)[2]), r"linear.weight: expected shape \(6, 4\), got \(6, 5\)"),
+    (lambda: norm_linear(X, _layers()[1], linear=_layers(5)[2]),
+     r"linear.weight: expected shape \(6, 4\), got \(6, 5\)"),
     (lambda: norm_linear(X, _layers()[1], eps=0.0), "eps: expected a finite number above 0, got 0.0"),
     (lambda: feed_forward(X, X[:2], _layers()), r"attended: expected floating-point \(3, 4\) on cpu"),
     (lambda: feed_forward(X, X, _layers()[:3]), "layers: expected four: out, norm, first, last, got 3"),

@@ -12,7 +12,7 @@ from .. import select
 
 
 class Layer(NamedTuple):
-    """Weight and bias of a norm, both `(E,)`, or of a linear layer `(F, E)` → `(F,)`."""
+    """Weight and bias of a norm, both `(E,)`, or of a linear layer, `(F, E)` and `(F,)`; any floating dtype."""
 
     weight: Tensor
     bias: Tensor
@@ -30,7 +30,7 @@ class Call(NamedTuple):
     widths: tuple[int, ...]
 
 
-def norm_linear(x: Tensor, norm: Layer, linear: Layer | None = None, *, eps: float = 1e-5,
+def norm_linear(x: Tensor, norm: Layer, *, linear: Layer | None = None, eps: float = 1e-5,
                 dtype: torch.dtype | None = None, implementation: str | None = None) -> Tensor:
     """Normalise each event, then a linear layer: `linear(norm(x))`, what a block begins with.
 

@@ -68,8 +68,9 @@ class Case:
             layers = [Layer(*weights[at:at + 2]) for at in range(0, 8, 2)]
             return feed_forward(x, attended, layers, eps=self.eps, implementation=implementation)
         x, *weights = tensors
-        layers = [Layer(*weights[at:at + 2]) for at in range(0, len(weights), 2)]
-        return norm_linear(x, *layers, eps=self.eps, dtype=dtype, implementation=implementation)
+        linear = Layer(*weights[2:]) if weights[2:] else None
+        return norm_linear(x, Layer(*weights[:2]), linear=linear, eps=self.eps, dtype=dtype,
+                           implementation=implementation)
 
     def result(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype of the result, where what is multiplied is of a dtype."""

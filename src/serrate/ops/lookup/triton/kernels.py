@@ -37,7 +37,7 @@ def launch_backward(grad: Tensor, rows: Tensor, bags: Tensor | None, group: int,
     keys, order = (rows.int() if out.shape[0] <= INT32_MAX else rows).sort(stable=True)  # bytes are what sorting takes
     chunks = ceil_div(places, _CHUNK)
     parts = torch.empty(2, chunks, width, device=grad.device)
-    block = min(power_of_two(width), _WIDEST)
+    block = min(max(16, power_of_two(width)), _WIDEST)
     blocks = ceil_div(width, block)
     _added[chunks * blocks,](grad, keys, order, bags, out, parts, places, chunks, group, width, block, blocks, _CHUNK,
                              _PLACES, num_warps=4)
