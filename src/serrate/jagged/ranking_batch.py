@@ -34,19 +34,22 @@ class RankingBatch:
     Attributes:
         pairs: name of a history → how many events its candidates read together, one counted again for each candidate
             that reads it: the sum over `M` of the lengths of their rows. Without those that the host does not know.
+        grouped: whether the host knows that candidates lie together by state, in the order of the states: then none are
+            sorted on the device.
 
     Raises:
         InvalidArgument: neither a history nor a context; parts whose rows differ; an owner of another shape, dtype,
             device or, on a CPU, beyond the states.
     """
 
-    __slots__ = ("candidates", "context", "histories", "labels", "owner", "pairs")
+    __slots__ = ("candidates", "context", "grouped", "histories", "labels", "owner", "pairs")
     owner: Tensor
     histories: Mapping[str, EventBatch]
     context: Mapping[str, Tensor | JaggedTensor]
     candidates: Mapping[str, Tensor | JaggedTensor]
     labels: Mapping[str, Tensor]
     pairs: Mapping[str, int]
+    grouped: bool
 
     def __init__(self, owner: Tensor, histories: Mapping[str, EventBatch], context: Parts | None = None,
                  candidates: Parts | None = None, labels: Mapping[str, Tensor] | None = None):
@@ -69,17 +72,20 @@ class RankingBatch:
         require_rows("labels", labels, owner.shape[0])
         pairs = {name: int(history.lengths[owner].sum()) for name, history in histories.items()
                  if readable(history.offsets)}
-        self._fill(pairs, owner, histories, context, candidates, labels)
+        grouped = readable(owner) and bool((owner[1:] >= owner[:-1]).all())
+        self._fill(grouped, pairs, owner, histories, context, candidates, labels)
 
     @classmethod
     def trusted(cls, owner: Tensor, histories: Mapping[str, EventBatch], context: Parts, candidates: Parts,
-                labels: Mapping[str, Tensor], pairs: Mapping[str, int] | None = None) -> "RankingBatch":
+                labels: Mapping[str, Tensor], pairs: Mapping[str, int] | None = None,
+                grouped: bool = False) -> "RankingBatch":
         """Build without checks from parts that are known to fit."""
         made = object.__new__(cls)
-        made._fill(pairs or {}, owner, histories, context, candidates, labels)
+        made._fill(grouped, pairs or {}, owner, histories, context, candidates, labels)
         return made
 
-    def _fill(self, pairs: Mapping[str, int], owner: Tensor, *named: Mapping[str, Any]) -> None:
+    def _fill(self, grouped: bool, pairs: Mapping[str, int], owner: Tensor, *named: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "grouped", grouped)
         object.__setattr__(self, "owner", owner)
         for name, parts in zip((*_NAMED, "pairs"), (*named, pairs), strict=True):
             object.__setattr__(self, name, MappingProxyType(dict(parts)))
@@ -91,7 +97,7 @@ class RankingBatch:
         raise AttributeError("a RankingBatch is immutable")
 
     def __reduce__(self):  # a mapping proxy does not pickle
-        return RankingBatch.trusted, (*_flatten(self)[0], dict(self.pairs))
+        return RankingBatch.trusted, (*_flatten(self)[0], dict(self.pairs), self.grouped)
 
     def __len__(self) -> int:
         return self.owner.shape[0]
@@ -102,6 +108,12 @@ class RankingBatch:
         return row_count(next(iter((*self.histories.values(), *self.context.values()))))
 
     @property
+    def candidate_offsets(self) -> Tensor:
+        """`(U + 1,)` int64, which candidates are those of each state, where they are `grouped`."""
+        states = torch.arange(self.num_states + 1, device=self.device)
+        return torch.searchsorted(self.owner, states)
+
+    @property
     def device(self) -> torch.device:
         """The device of the batch."""
         return self.owner.device
@@ -110,12 +122,13 @@ class RankingBatch:
         """Return with every part on `device`."""
         parts = [{name: part.to(device=device, non_blocking=non_blocking) for name, part in getattr(self, kind).items()}
                  for kind in _NAMED]
-        return RankingBatch.trusted(self.owner.to(device=device, non_blocking=non_blocking), *parts, pairs=self.pairs)
+        return RankingBatch.trusted(self.owner.to(device=device, non_blocking=non_blocking), *parts, pairs=self.pairs,
+                                    grouped=self.grouped)
 
     def pin_memory(self) -> "RankingBatch":
         """Return a copy in page-locked host memory, for asynchronous moves to a GPU."""
         parts = [{name: part.pin_memory() for name, part in getattr(self, kind).items()} for kind in _NAMED]
-        return RankingBatch.trusted(self.owner.pin_memory(), *parts, pairs=self.pairs)
+        return RankingBatch.trusted(self.owner.pin_memory(), *parts, pairs=self.pairs, grouped=self.grouped)
 
     def __repr__(self) -> str:
         told = "; ".join(f"{kind}: {', '.join(getattr(self, kind))}" for kind in _NAMED if getattr(self, kind))

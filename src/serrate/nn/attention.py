@@ -1,11 +1,14 @@
 """Attention modules on `JaggedTensor`: self-attention, the pre-norm transformer block, pooling, target attention."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument
 from ..jagged import JaggedTensor
 from ..ops.attention import Mask, Weights, attention, candidate_attention, pooling_attention, target_attention
+from ..ops.transformer import Layer, feed_forward, norm_linear
 
 
 class JaggedMultiheadAttention(nn.Module):
@@ -46,12 +49,15 @@ class JaggedMultiheadAttention(nn.Module):
         `mask` stands in for the module's own in this call, where its context or targets differ from batch to batch.
         Dropout draws from torch's default generator of the device, in training only.
         """
+        return x.with_values(self.project_out(self.attend(x.with_values(self.project_in(x.values)), mask)))
+
+    def attend(self, projected: JaggedTensor, mask: Mask | None = None) -> Tensor:
+        """Return what events find, `(T, E)`, by queries, keys and values side by side, as `project_in` gives them."""
         heads = (self.heads, self.kv_heads, self.kv_heads)
-        q, k, v = self.project_in(x.values).unflatten(-1, (sum(heads), -1)).split(heads, 1)
-        weights = Weights(dropout=self.dropout if self.training else 0.0).drawn(x.device)
-        attended = attention(q, k, v, x.offsets, mask=self.mask if mask is None else mask, longest=x.longest,
-                             weights=weights)
-        return x.with_values(self.project_out(attended.flatten(1)))
+        q, k, v = projected.values.unflatten(-1, (sum(heads), -1)).split(heads, 1)
+        weights = Weights(dropout=self.dropout if self.training else 0.0).drawn(projected.device)
+        return attention(q, k, v, projected.offsets, mask=self.mask if mask is None else mask,
+                         longest=projected.longest, weights=weights).flatten(1)
 
 
 class TransformerBlock(nn.Module):
@@ -80,9 +86,15 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: JaggedTensor, *, mask: Mask | None = None) -> JaggedTensor:
         """Values `(T, E)` → values `(T, E)`, the same rows; `mask` stands in for the block's own in this call."""
-        attended = self.attention(x.with_values(self.attention_norm(x.values)), mask=mask)
-        values = x.values + self.dropout(attended.values)
-        return x.with_values(values + self.dropout(self.feedforward(self.feedforward_norm(values))))
+        values, attention, norm = x.values, self.attention, self.feedforward_norm
+        projected = norm_linear(values, _layer(self.attention_norm), linear=_layer(attention.project_in),
+                                eps=self.attention_norm.eps, dtype=product_dtype(attention.project_in))
+        attended = attention.attend(x.with_values(projected), mask)
+        if self.training and self.dropout.p:  # torch draws
+            values = values + self.dropout(attention.project_out(attended))
+            return x.with_values(values + self.dropout(self.feedforward(norm(values))))
+        layers = [_layer(each) for each in (attention.project_out, norm, self.feedforward[0], self.feedforward[-1])]
+        return x.with_values(feed_forward(values, attended, layers, eps=norm.eps))
 
 
 class AttentionPooling(nn.Module):
@@ -145,7 +157,8 @@ class TargetAttention(nn.Module):
         self.project_in = nn.Linear(width, 2 * width)
         self.project_out = nn.Linear(width, width)
 
-    def forward(self, targets: Tensor, history: JaggedTensor, rows: Tensor | None = None) -> Tensor:
+    def forward(self, targets: Tensor, history: JaggedTensor, rows: Tensor | None = None,
+                ends: Tensor | None = None) -> Tensor:
         """Return what each target finds in its history, the shape of `targets`.
 
         Args:
@@ -153,12 +166,28 @@ class TargetAttention(nn.Module):
             history: values `(T, E)` in B rows.
             rows: `(M,)` int32 or int64, in any order: the row of each target, from 0 to `B - 1`. Its contents are not
                 read on the host, and no history is copied.
+            ends: `(B + 1,)` int32 or int64, where the targets lie together by row, in the order of the rows: those of
+                row `b` are `targets[ends[b]:ends[b + 1]]`. Then they are not sorted.
         """
         k, v = _keys_and_values(self.project_in, history, self.heads)
-        q = self.project_targets(targets).unflatten(-1, (self.heads, -1))
-        found = (target_attention(q, k, v, history.offsets) if rows is None
-                 else candidate_attention(q, k, v, history.offsets, rows))
+        q, offsets = self.project_targets(targets).unflatten(-1, (self.heads, -1)), history.offsets
+        if ends is not None:
+            found = attention(q, k, v, ends.to(offsets.dtype), kv_offsets=offsets)
+        elif rows is not None:
+            found = candidate_attention(q, k, v, offsets, rows)
+        else:
+            found = target_attention(q, k, v, offsets)
         return self.project_out(found.flatten(-2))
+
+
+def product_dtype(layer: nn.Linear) -> torch.dtype:
+    """Return the dtype in which a layer multiplies: that of its weight, under autocast autocast's."""
+    device = layer.weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
+
+
+def _layer(module: Any) -> Layer:
+    return Layer(module.weight, module.bias)
 
 
 def _head_width(width: int, heads: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import InvalidArgument, suggest
 from ..jagged import JaggedTensor
 from ..jagged.tensor import readable
+from ..ops.lookup import lookup
 
 _SPREAD = 0.02  # standard deviation of new embeddings
 
@@ -112,7 +113,8 @@ class TableReader(nn.Module):
         Raises:
             InvalidArgument: ids of another shape or dtype, or without a row, as `Column.unknown` says.
         """
-        return F.embedding(self.rows(ids), tables.weights[str(self.width)], sparse=tables.sparse)
+        rows, weight = self.rows(ids), tables.weights[str(self.width)]
+        return F.embedding(rows, weight, sparse=True) if tables.sparse else lookup(weight, rows)
 
     def summed(self, tables: EmbeddingTables, ids: Sequence[Tensor]) -> Tensor:
         """Return the sum of the embeddings of each row, `(R, width)`: `forward(…).sum(1)` without its memory.
@@ -120,7 +122,10 @@ class TableReader(nn.Module):
         Raises:
             InvalidArgument: as `forward`.
         """
-        return F.embedding_bag(self.rows(ids), tables.weights[str(self.width)], mode="sum", sparse=tables.sparse)
+        rows, weight = self.rows(ids), tables.weights[str(self.width)]
+        if tables.sparse:
+            return F.embedding_bag(rows, weight, mode="sum", sparse=True)
+        return lookup(weight, rows, how="sum")
 
     def pooled(self, tables: EmbeddingTables, ids: JaggedTensor, how: Literal["mean", "sum"] = "mean") -> Tensor:
         """Return one embedding for the ids of each row, `(B, width)`, zeros for a row without ids; of one column.
@@ -133,8 +138,10 @@ class TableReader(nn.Module):
         """
         if len(self.columns) != 1:
             raise InvalidArgument("columns", "one column to pool", len(self.columns))
-        return F.embedding_bag(self.rows([ids.values])[:, 0], tables.weights[str(self.width)], ids.offsets.long(),
-                               mode=how, sparse=tables.sparse, include_last_offset=True)
+        rows, weight = self.rows([ids.values])[:, 0], tables.weights[str(self.width)]
+        if tables.sparse:
+            return F.embedding_bag(rows, weight, ids.offsets.long(), mode=how, sparse=True, include_last_offset=True)
+        return lookup(weight, rows, how=how, offsets=ids.offsets)
 
     def rows(self, ids: Sequence[Tensor]) -> Tensor:
         """Return `(R, n)` int64, the rows of the fused weight that `ids`, `n` times `(R,)`, stand for.

@@ -17,7 +17,9 @@ from ...nn import (
     ages,
 )
 from ...ops.attention import Mask
+from ...ops.lookup import lookup
 from ...ops.pool import pool
+from ...ops.transformer import Layer, norm_linear
 from ..hstu.config import TIME_BUCKETS
 from .config import DIN, PMA, HistoryConfig, HSTULayers, Pooling, Target, TransformerLayers
 from .features import Embedded
@@ -70,31 +72,35 @@ class History(nn.Module):
             fields[age_column(self.config).name] = self._ages(history, asked)
         x = JaggedTensor.trusted(self.embedded.summed(tables, fields), history.offsets, history.longest)
         if self.positions is not None:
-            x = x.with_values(x.values + self.positions(ages(x).clamp(max=self.config.max_length - 1)))
+            place = ages(x).clamp(max=self.config.max_length - 1)
+            x = x.with_values(x.values + lookup(self.positions.weight, place[:, None], how="sum"))
         timed = isinstance(self.config.layers, HSTULayers) and self.config.layers.time
         options = {"key_times": self._field(history, "time")} if timed else {}
         for layer in self.layers:
             x = layer(x, **options)
-        return x if self.norm is None else x.with_values(self.norm(x.values))
+        if self.norm is None:
+            return x
+        return x.with_values(norm_linear(x.values, Layer(self.norm.weight, self.norm.bias), eps=self.norm.eps))
 
-    def read(self, x: JaggedTensor, targets: Tensor | None, owner: Tensor,
+    def read(self, x: JaggedTensor, targets: Tensor | None, rows: tuple[Tensor, Tensor | None],
              pairs: int | None) -> tuple[list[Tensor], list[Tensor]]:
         """Return vectors of states, each `(U, k, E)`, and of candidates, each `(M, 1, E)`, from events `(T, E)`.
 
         Args:
             x: the events, as `encode` gave them.
             targets: `(M, E)`, what candidates ask with; None where none of the reads is theirs.
-            owner: `(M,)` int64, the state of each candidate.
+            rows: `(M,)` int64, the state of each candidate; `(U + 1,)` int64, where those of each state begin, if they
+                lie together.
             pairs: how many events the candidates read together, if known.
         """
-        shared, own = [], []
+        (owner, ends), shared, own = rows, [], []
         for read, module in zip(self.config.reads, self.reads, strict=True):
             if isinstance(read, Pooling):
                 shared.append(pool(x.values, x.offsets, how=read.how)[:, None])
             elif isinstance(read, PMA):
                 shared.append(module(x))
             elif isinstance(read, Target):
-                own.append(module(targets, x, owner)[:, None])
+                own.append(module(targets, x, owner, ends)[:, None])
             else:
                 own.append(module(targets, x, owner, pairs)[:, None])
         return shared, own

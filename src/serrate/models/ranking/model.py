@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...errors import InvalidArgument, suggest
 from ...jagged import RankingBatch
 from ...nn import CrossNetwork, DotInteraction, EmbeddingTables
+from ...ops.broadcast import add
 from ..tasks import predictions, weighted_losses
 from .config import HistoryConfig, RankingConfig
 from .features import Side, perceptron
@@ -96,6 +97,7 @@ class RankingModel(nn.Module):
         shared = self.context(self.tables, batch.context)
         own = self.candidates(self.tables, batch.candidates)
         features = torch.cat(own, 1) if own else None
+        ends = batch.candidate_offsets if batch.grouped else None
         for history, places in zip(self.histories, self.targets_of, strict=True):
             name = history.config.name
             if name not in batch.histories:
@@ -104,10 +106,10 @@ class RankingModel(nn.Module):
             asked = batch.context.get("asked")
             events = history.encode(self.tables, batch.histories[name], asked if isinstance(asked, Tensor) else None)
             targets = None if features is None else _sum_of(features, places)
-            of_states, of_candidates = history.read(events, targets, batch.owner, batch.pairs.get(name))
+            of_states, of_candidates = history.read(events, targets, (batch.owner, ends), batch.pairs.get(name))
             shared += of_states
             own += of_candidates
-        return torch.cat([torch.cat(shared, 1)[batch.owner], *own] if shared else own, 1)
+        return torch.cat([_of_owners(torch.cat(shared, 1), batch.owner, ends), *own] if shared else own, 1)
 
     def interact(self, vectors: Tensor) -> Tensor:
         """Return what the network makes of vectors `(M, n, E)` and their interactions, `(M, W)`."""
@@ -130,6 +132,18 @@ class RankingModel(nn.Module):
 def _sum_of(vectors: Tensor, places: list[int]) -> Tensor | None:
     """Return the sum `(M, E)` of the vectors `(M, n, E)` at `places`; None: of none."""
     return reduce(torch.add, [vectors[:, place] for place in places]) if places else None
+
+
+def _of_owners(shared: Tensor, owner: Tensor, ends: Tensor | None) -> Tensor:
+    """Return the vectors `(M, n, E)` of the candidates' states, of those of all states `(U, n, E)`.
+
+    With `ends`, by which candidates lie together, gradients are sums over rows; else they are sorted for it.
+    """
+    if ends is None:
+        return shared[owner]
+    flat = shared.flatten(1)
+    nothing = flat.new_zeros(1, flat.shape[1]).expand(owner.shape[0], -1)
+    return add(nothing, flat, ends, along="rows").unflatten(1, shared.shape[1:])
 
 
 def _shapes(config: RankingConfig, sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,27 @@
+"""The Triton kernels on the CPU: the suite under Triton's interpreter, in a process of its own.
+
+The interpreter is chosen when Triton is imported. There are no matrix products here, so bfloat16 is right there too.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from serrate.ops.lookup.cases import CASES
+
+SUITE = Path(__file__).with_name("test_lookup.py")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton has no package for this system")
+def test_the_kernels_pass_the_suite():
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider",
+               str(SUITE), "-k", "triton and not cuda and not float64"]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = done.stdout.splitlines()[-1]
+    assert "skipped" not in told, told  # the interpreter did serve
+    assert int(told.split(" passed")[0].split()[-1]) > 3 * len(CASES), told
