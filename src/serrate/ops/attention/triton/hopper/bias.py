@@ -119,7 +119,7 @@ def within(layout: gl.constexpr, M: gl.constexpr, N: gl.constexpr, OF_KEYS: gl.c
 
 @gluon.jit
 def room_for_sums(sums, h, part):
-    """Room in shared memory for what a program adds to tables: `Tables.sums`, where the room is, which copy, a factor.
+    """Room in shared memory for what a program adds to tables: where it is, which copy of `Tables.sums`, a factor.
 
     128 sums of buckets in 32 columns, then twice 256 of distances in 4, which pairs of blocks take in turn: int32, 0.
     part: what is multiplied into what pairs give, the unit apart.
@@ -128,14 +128,14 @@ def room_for_sums(sums, h, part):
                                       dtype=gl.int32, is_pure=False, pack=1)
     _clear(place + 16 * _line(1024))
     _clear(place + 16384 + 16 * _line(512))
-    return sums, place, (gl.program_id(0) % sums[0]).to(gl.int64), part * gl.load(sums[1])
+    return place, (gl.program_id(0) % sums[0]).to(gl.int64), part * gl.load(sums[1])
 
 
 @gluon.jit
 def add_to_tables(ds, tables, j, buckets):
     """Add what the pairs of a tile of 64 queries and block j of keys give, ds (64, N), to sums in shared memory.
 
-    tables: from `room_for_sums`; buckets: as of `of_pairs`.
+    tables: `Tables.sums` and what `room_for_sums` returns; buckets: as of `of_pairs`.
     """
     sums, own, _, part = tables
     # rounded at 1.5 · 2**23, a float32 ends in its whole part

@@ -104,7 +104,8 @@ def launch_backward(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor
     numbers, programs, heads = _numbers(q, k, problem, plan, size)
     _queries_biased[(programs,)](
         _describe(q, TILE, heads), _describe(grad, TILE, heads), _describe(k, size.block, heads),
-        _describe(v, size.block, heads), dq, *numbers, width, sums, num_warps=4, maxnreg=size.registers)
+        _describe(v, size.block, heads), dq, *numbers, width, sums is not None, sums, num_warps=4,
+        maxnreg=size.registers)
     size = _KEYS
     numbers, programs, heads = _numbers(q, k, problem, plan, size)
     _keys_biased[(programs,)](
@@ -184,8 +185,8 @@ def _block(room, i, j, h):
 def _begin(tile, descs, place, g, start, blocks, bias, S: gl.constexpr, OF_KEYS: gl.constexpr, ACT: gl.constexpr):
     """Ask for a tile and the first of its blocks, which begin at `start`, and put in place what these look up.
 
-    Returns room for the tile, room for blocks, `bias.of_pairs`'s look, `first_time` of the row. OF_KEYS: the tile is of
-    keys; g: the first head of the blocks.
+    Returns room for the tile, room for blocks, `first_time` of the row, and what `bias.of_pairs` looks at beside the
+    tables, which may be none and so cannot be returned. OF_KEYS: the tile is of keys; g: the first head of the blocks.
     """
     first, h, begin, end = place
     BM: gl.constexpr = tile[0].block_type.shape[1]
@@ -202,11 +203,11 @@ def _begin(tile, descs, place, g, start, blocks, bias, S: gl.constexpr, OF_KEYS:
         _ask(descs, ring, j, blocks, start + j * BN, g)
     origin = first_time(bias, begin, end - begin)
     rows = first + gl.arange(0, BM, gl.SliceLayout(1, layout))
-    look = (table, bias, times_of(bias, origin, rows, begin, end, OF_KEYS), times)
+    asked = times_of(bias, origin, rows, begin, end, OF_KEYS)
     put_times(bias, h, table, ACT)
-    hand_over(look, fetch(bias, origin, place, start, BM, BN, OF_KEYS, ACT), 0)
+    hand_over((table, bias, asked, times), fetch(bias, origin, place, start, BM, BN, OF_KEYS, ACT), 0)
     _wait(own, 0)
-    return own, ring, look, origin
+    return own, ring, origin, table, asked, times
 
 
 @gluon.jit
@@ -317,7 +318,8 @@ def _forward_biased(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, A
     if first < end:
         blocks = count_blocks(first, begin, end, BM, BN, CAUSAL)
         g = h // GROUP
-        memory = _begin((q_desc,), descs, place, g, begin, blocks, bias, S, False, ACT)
+        own, ring, origin, table, asked, times = _begin((q_desc,), descs, place, g, begin, blocks, bias, S, False, ACT)
+        memory = (own, ring, (table, bias, asked, times), origin)
         states = ()
         for _ in gl.static_range(HEADS):
             acc = gl.full([BM, BD], 0.0, gl.float32, o_layout)
@@ -341,11 +343,10 @@ def _forward_biased(q_desc, k_desc, v_desc, out, lse, plan, count, T, factors, A
 
 
 @gluon.jit
-def _add_keys(dqs, memory, j, seen, tables, factor, HEADS: gl.constexpr,
-                  ACT: gl.constexpr):
+def _add_keys(dqs, memory, j, seen, OF_TABLES: gl.constexpr, tables, factor, HEADS: gl.constexpr, ACT: gl.constexpr):
     """Add what block j of keys gives to the gradients of the queries of some heads, and to those of tables.
 
-    seen: which pairs are, None: all; tables: sums, where they are in shared memory, what pairs are multiplied by.
+    seen: which pairs are, None: all; tables: where OF_TABLES, see `bias.add_to_tables`.
     """
     own, ring, look, _ = memory
     BM: gl.constexpr = own[0][0].shape[2]
@@ -370,7 +371,7 @@ def _add_keys(dqs, memory, j, seen, tables, factor, HEADS: gl.constexpr,
         together = ds if i == 0 else together + ds
         ds = gl.convert_layout(ds.to(dtype), p_layout)
         products += ((warpgroup_mma(ds, _block(ring, 0, j, i), dqs[i], is_async=True), ds),)
-    if tables is not None:
+    if OF_TABLES:
         add_to_tables(together, tables, j, buckets)
     dqs = ()
     for i in gl.static_range(HEADS):
@@ -380,8 +381,8 @@ def _add_keys(dqs, memory, j, seen, tables, factor, HEADS: gl.constexpr,
 
 
 @gluon.jit
-def _queries_step(dqs, descs, memory, tables, j, high, place, g, blocks, factor, HEADS: gl.constexpr,
-                  ACT: gl.constexpr):
+def _queries_step(dqs, descs, memory, OF_TABLES: gl.constexpr, tables, j, high, place, g, blocks, factor,
+                  HEADS: gl.constexpr, ACT: gl.constexpr):
     """Add what block j of keys gives, hand on what a step leaves to tables, and ask for another block."""
     h, begin = place[1], place[2]
     own, ring, look, origin = memory
@@ -394,9 +395,9 @@ def _queries_step(dqs, descs, memory, tables, j, high, place, g, blocks, factor,
     seen = None
     if high is not None:
         seen = (n + gl.arange(0, BN, gl.SliceLayout(0, layout)))[None, :] < high[:, None]
-    dqs = _add_keys(dqs, memory, j, seen, tables, factor, HEADS, ACT)
+    dqs = _add_keys(dqs, memory, j, seen, OF_TABLES, tables, factor, HEADS, ACT)
     _go_on(descs, memory, found, j, g, begin, blocks)
-    if tables is not None:
+    if OF_TABLES:
         if j % 2 == 1:  # all have added, and meet again before they do to the same sums of positions
             hand_on_positions(tables, j, look[1], place, BM, BN)
             if j % 4 == 3:
@@ -409,8 +410,8 @@ def _queries_step(dqs, descs, memory, tables, j, high, place, g, blocks, factor,
 @gluon.jit(do_not_specialize=["T", "count"])
 def _queries_biased(q_desc, grad_desc, k_desc, v_desc, dq_target, plan, count, T, factors, ACT: gl.constexpr, H,
                     CAUSAL: gl.constexpr, ABREAST: gl.constexpr, bias, HEADS: gl.constexpr, S: gl.constexpr,
-                    D: gl.constexpr, sums):
-    """The gradients of a tile of queries, in some heads, and what they add to those of tables."""
+                    D: gl.constexpr, OF_TABLES: gl.constexpr, sums):
+    """The gradients of a tile of queries, in some heads, and, OF_TABLES, what they add to those of tables."""
     BM: gl.constexpr = q_desc.block_type.shape[1]
     BN: gl.constexpr = k_desc.block_type.shape[1]
     BD: gl.constexpr = k_desc.block_type.shape[2]
@@ -422,10 +423,12 @@ def _queries_biased(q_desc, grad_desc, k_desc, v_desc, dq_target, plan, count, T
     place = (first, h, begin, end)
     if first < end:
         blocks = count_blocks(first, begin, end, BM, BN, CAUSAL)
-        tables = None
-        if sums is not None:  # `changed` gives twice what pairs give
-            tables = room_for_sums(sums, h, 0.5 * share(factors, begin, end, ACT))
-        memory = _begin((q_desc, grad_desc), descs, place, h, begin, blocks, bias, S, False, ACT)
+        tables = ()
+        if OF_TABLES:  # `changed` gives twice what pairs give
+            tables = (sums,) + room_for_sums(sums, h, 0.5 * share(factors, begin, end, ACT))
+        own, ring, origin, table, asked, times = _begin(
+            (q_desc, grad_desc), descs, place, h, begin, blocks, bias, S, False, ACT)
+        memory = (own, ring, (table, bias, asked, times), origin)
         if first + BM > end:  # of another row, or of none
             for i in gl.static_range(HEADS):
                 _forget(_block(memory[0], 1, 0, i), end - first)
@@ -434,10 +437,12 @@ def _queries_biased(q_desc, grad_desc, k_desc, v_desc, dq_target, plan, count, T
             dqs += (gl.full([BM, BD], 0.0, gl.float32, o_layout),)
         high, whole = _ends(first, begin, end, layout, BM, BN, CAUSAL)
         for j in range(whole):
-            dqs = _queries_step(dqs, descs, memory, tables, j, None, place, h, blocks, factors[0], HEADS, ACT)
+            dqs = _queries_step(
+                dqs, descs, memory, OF_TABLES, tables, j, None, place, h, blocks, factors[0], HEADS, ACT)
         for j in range(whole, blocks):
-            dqs = _queries_step(dqs, descs, memory, tables, j, high, place, h, blocks, factors[0], HEADS, ACT)
-        if tables is not None:
+            dqs = _queries_step(
+                dqs, descs, memory, OF_TABLES, tables, j, high, place, h, blocks, factors[0], HEADS, ACT)
+        if OF_TABLES:
             if blocks % 2 == 1:
                 hand_on_positions(tables, blocks, bias, place, BM, BN)
             hand_on_times(tables, bias, h)
@@ -544,7 +549,9 @@ def _keys_biased(k_desc, v_desc, q_desc, grad_desc, dk_target, dv_target, plan, 
         blocks = (end - start + BN - 1) // BN
         before = gl.minimum(before, blocks)
         whole = gl.maximum((end - start) // BN, before)
-        memory = _begin((k_desc, v_desc), descs, place, h, start, blocks, bias, S, True, ACT)
+        own, ring, origin, table, asked, times = _begin(
+            (k_desc, v_desc), descs, place, h, start, blocks, bias, S, True, ACT)
+        memory = (own, ring, (table, bias, asked, times), origin)
         states = ()
         for _ in gl.static_range(HEADS):
             zeros = gl.full([BM, BD], 0.0, gl.float32, o_layout)
