@@ -135,12 +135,11 @@ class FlashAttention(JaggedMultiheadAttention):
         super().__init__(width, heads)
         self.implementation = implementation
 
-    def forward(self, x: JaggedTensor, *, mask: Mask | None = None) -> JaggedTensor:
-        """Values `(T, E)` → values `(T, E)`, the same rows."""
-        q, k, v = self.project_in(x.values).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        attended = attention(q, k, v, x.offsets, mask=mask or self.mask, longest=x.longest,
-                             implementation=self.implementation)
-        return x.with_values(self.project_out(attended.flatten(1)))
+    def attend(self, projected: JaggedTensor, mask: Mask | None = None) -> Tensor:
+        """Queries, keys and values side by side `(T, 3 E)` → what events find `(T, E)`."""
+        q, k, v = projected.values.unflatten(-1, (3, self.heads, -1)).unbind(1)
+        return attention(q, k, v, projected.offsets, mask=mask or self.mask, longest=projected.longest,
+                         implementation=self.implementation).flatten(1)
 
 
 def hstu(depth: int, width: int, heads: int, longest: int, biased: bool) -> nn.ModuleList:

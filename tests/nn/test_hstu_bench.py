@@ -119,7 +119,7 @@ def test_both_transformers_compute_the_same_and_another_is_found(hstu, models, m
     stack = models.transformer(2, 16, 2, "cpu")
     _, batch = layer_and_batch(models)
     assert hstu.wrong_transformers(stack, batch) < 1e-5
-    monkeypatch.setattr(models.FlashAttention, "forward", lambda self, x, mask=None: x)
+    monkeypatch.setattr(models.FlashAttention, "attend", lambda self, x, mask=None: x.values[:, :16])
     assert hstu.wrong_transformers(stack, batch) > 0.1
 
 
