@@ -9,6 +9,7 @@ from ..errors import InvalidArgument
 from ..jagged import JaggedTensor
 from ..ops.attention import Mask, Weights, attention, candidate_attention, pooling_attention, target_attention
 from ..ops.transformer import Layer, feed_forward, norm_linear
+from .precision import product_dtype
 
 
 class JaggedMultiheadAttention(nn.Module):
@@ -88,7 +89,7 @@ class TransformerBlock(nn.Module):
         """Values `(T, E)` → values `(T, E)`, the same rows; `mask` stands in for the block's own in this call."""
         values, attention, norm = x.values, self.attention, self.feedforward_norm
         projected = norm_linear(values, _layer(self.attention_norm), linear=_layer(attention.project_in),
-                                eps=self.attention_norm.eps, dtype=product_dtype(attention.project_in))
+                                eps=self.attention_norm.eps, dtype=product_dtype(attention.project_in.weight))
         attended = attention.attend(x.with_values(projected), mask)
         if self.training and self.dropout.p:  # torch draws
             values = values + self.dropout(attention.project_out(attended))
@@ -178,12 +179,6 @@ class TargetAttention(nn.Module):
         else:
             found = target_attention(q, k, v, offsets)
         return self.project_out(found.flatten(-2))
-
-
-def product_dtype(layer: nn.Linear) -> torch.dtype:
-    """Return the dtype in which a layer multiplies: that of its weight, under autocast autocast's."""
-    device = layer.weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
 
 
 def _layer(module: Any) -> Layer:

@@ -13,6 +13,7 @@ from ..jagged import JaggedTensor, offsets_from_lengths
 from ..jagged.tensor import readable
 from ..ops.pool import softmax
 from ..ops.target_unit import target_unit
+from .precision import product_dtype
 
 UnitActivation = Literal["dice", "silu", "relu"]
 UnitWeights = Literal["none", "sigmoid", "softmax"]
@@ -167,8 +168,8 @@ class DINAttention(nn.Module):
 
     def _enter(self, targets: Tensor, history: JaggedTensor, rows: Tensor | None, num_events: int) -> Tensor:
         """Return the first layer's outputs `(T', F)`, of each target and each event that it reads."""
-        device, layer = history.device.type, self.enter
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
+        layer = self.enter
+        dtype = product_dtype(layer.weight)
         q, k, weight, bias = (x.to(dtype) for x in (targets, history.values, layer.weight.T, layer.bias))
         return target_unit(q, k, weight, bias, history.offsets, rows=rows, num_events=num_events)
 

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import InvalidArgument
+from .precision import product_dtype
 from .similarity import DotProduct, Sides, Similarity, take
 from .similarity.base import count
 
@@ -62,9 +63,7 @@ class FullSoftmax(nn.Module):
     def _of_products(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         most = self.chunk_logits or _CHUNK_LOGITS.get(hidden.device.type, 2**27)
         chunk = max(1, most // max(1, table.shape[0]))
-        if torch.is_autocast_enabled(hidden.device.type):
-            low = torch.get_autocast_dtype(hidden.device.type)
-            hidden, table = hidden.to(low), table.to(low)
+        hidden, table = (x.to(product_dtype(x)) for x in (hidden, table))
         loss, _, _ = torch.ops.serrate.full_softmax(
             hidden, table, targets, weights, 1 / self.temperature, chunk, torch.is_grad_enabled())
         return loss

@@ -27,6 +27,7 @@ from ...ops.mixture_of_logits import (
     mixture_of_logits_top_k,
 )
 from ...ops.select import choose
+from ..precision import product_dtype
 from .base import Sides, Similarity
 from .dot import DotProduct
 
@@ -199,7 +200,7 @@ class MixtureOfLogits(Similarity):
         These are of half precision, as under autocast. The draw of dropout is another one than `score` has.
         """
         f, a, components, b, gate = self._operands(queries, items)
-        low = _products_of(components)
+        low = product_dtype(components)
         (_, p_x, width), of_gate = components.shape, self.options.gate_hidden
         call = Call(components.device, low, f.shape[1], p_x, width, of_gate)
         if low.itemsize > 2 or choose("mixture_of_logits_logsumexp", call).implementation.name == "reference":
@@ -286,12 +287,6 @@ def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         return values.sum(0) / max(1, values.shape[0])
     return torch.tensordot(weights.to(values.dtype), values, 1) / weights.sum().clamp(min=_EPS)
-
-
-def _products_of(x: Tensor) -> torch.dtype:
-    """Return the dtype that autocast has products of `x` be of; without autocast its own."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _normalised(components: Tensor) -> Tensor:
