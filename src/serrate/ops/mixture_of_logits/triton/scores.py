@@ -227,8 +227,9 @@ def _hidden(logits, weights, PRECISION: tl.constexpr):
     """
     if logits.dtype == tl.float32:
         return tl.dot(logits, weights[0], input_precision=PRECISION) + weights[2]
-    ones = (tl.arange(0, 16) == 0).to(logits.dtype)[None, :].broadcast_to(logits.shape[0], 16)
-    return tl.dot(logits, weights[0], tl.dot(ones, weights[2]))
+    else:  # without it the compiler reads on behind the return, and shapes do not fit
+        ones = (tl.arange(0, 16) == 0).to(logits.dtype)[None, :].broadcast_to(logits.shape[0], 16)
+        return tl.dot(logits, weights[0], tl.dot(ones, weights[2]))
 
 
 @triton.jit

@@ -101,8 +101,9 @@ def _standard(x, columns, eps, W: tl.constexpr):
 
 
 @triton.jit
-def _standard_gradient(grad, normed, inverse, W: tl.constexpr):
-    """The gradient of what was standardised; `grad` is 0 past the width."""
+def _standard_gradient(grad, normed, inverse, columns, W: tl.constexpr):
+    """The gradient of what was standardised, of which nothing past the width is to be used; there `grad` is 0."""
+    grad = tl.where((columns < W)[None, :], grad, 0.0)  # a product would be fused into the difference, never 0 then
     along = normed * (tl.sum(grad * normed, 1) / W)[:, None]
     return (grad - (tl.sum(grad, 1) / W)[:, None] - along) * inverse
 
@@ -172,7 +173,7 @@ def _norm_linear_backward(grad_source, x_source, scale, shift, weight, d_x, part
             d_y = grad.to(tl.float32)
         d_scale += tl.sum(d_y * normed, 0)
         d_shift += tl.sum(d_y, 0)
-        found = _standard_gradient(d_y * gain, normed, inverse, E)
+        found = _standard_gradient(d_y * gain, normed, inverse, wide, E)
         tl.store(d_x + place, found.to(d_x.dtype.element_ty), mask=inside)
     parts += tl.cast(tl.program_id(0), tl.int64) * total
     tl.store(parts + wide, d_scale, mask=wide < E)
@@ -252,7 +253,7 @@ def _feed_forward_backward(grad_source, x_source, attended, out_weight, out_bias
         d_scale += tl.sum(d_y * normed, 0)
         d_shift += tl.sum(d_y, 0)
         grad = tl.load(grad_source + place, mask=inside, other=0.0).to(tl.float32)  # again: registers are few
-        grad += tl.where((wide < E)[None, :], _standard_gradient(d_y * gain, normed, inverse, E), 0.0)
+        grad += tl.where((wide < E)[None, :], _standard_gradient(d_y * gain, normed, inverse, wide, E), 0.0)
         tl.store(d_x + place, grad.to(d_x.dtype.element_ty), mask=inside)
         tl.store(d_attended + place, tl.dot(grad.to(dtype), projection).to(dtype), mask=inside)
     parts += tl.cast(tl.program_id(0), tl.int64) * total + E * E + E
