@@ -32,13 +32,18 @@ def watched(*tensors: Tensor | None) -> bool:
     return False
 
 
-def no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why kernels in Triton cannot serve tensors of this device and dtype; None where they can."""
+def no_triton(device: torch.device) -> str | None:
+    """Return why kernels in Triton cannot serve tensors of this device; None where they can."""
     if device.type != "cuda" and not INTERPRETED:
         return f"needs a CUDA device, got {device.type}"
-    if dtype not in _OF_KERNELS:
-        return f"needs float32, bfloat16 or float16, got {dtype}"
     return None if _HAS_TRITON else "needs the package triton"
+
+
+def no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why kernels of single and half precision cannot serve tensors of this device and dtype; None: they can."""
+    if (reason := no_triton(device)) is not None:
+        return reason
+    return None if dtype in _OF_KERNELS else f"needs float32, bfloat16 or float16, got {dtype}"
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[object]:

@@ -8,36 +8,31 @@ of tables of bias apart, which are sums of whole numbers (`relative.py`).
 import math
 from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...direct import INTERPRETED, watched
+from ...direct import INTERPRETED, no_kernel, watched
 from ..api import Call, Rows, Settings
 from .problem import Problem, from_arguments, is_pointwise, make_problem
 
 if TYPE_CHECKING:
     from .plan import Tiles
 
-_INSTALLED = find_spec("triton") is not None
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LN_2 = 0.6931471805599453
 
 
 def unusable(call: Call) -> str | None:
     """Serve CUDA tensors in single and half precision, widths up to 256, where Triton is installed."""
-    if call.device.type != "cuda" and not INTERPRETED:
-        return f"needs a CUDA device, got {call.device.type}"
+    if (reason := no_kernel(call.device, call.dtype)) is not None:
+        return reason
     if INTERPRETED and call.dtype == torch.bfloat16:
         return "needs float32 or float16 under Triton's interpreter, whose products of bfloat16 are wrong"
-    if call.dtype not in _DTYPES:
-        return f"needs float32, bfloat16 or float16, got {call.dtype}"
     if not 1 <= call.value_width <= 256 or call.width > 256:
         return f"needs widths from 1 to 256, got {call.width} and {call.value_width}"
-    return None if _INSTALLED else "needs the package triton"
+    return None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, settings: Settings) -> tuple[Tensor, Tensor | None]:

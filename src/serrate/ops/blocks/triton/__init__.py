@@ -3,26 +3,21 @@
 `rows.py` finds the row of a program, `products.py` multiplies, `softmax.py` and `pairs.py` go through pairs.
 """
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-from ...direct import INTERPRETED, on_device_of, unit_stride
+from ...direct import no_triton, on_device_of, unit_stride
 from ..api import Call
 from ..autograd import Operators
 
-_INSTALLED = find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def unusable(call: Call) -> str | None:
     """Serve CUDA tensors in single and half precision, and integers, where Triton is installed."""
-    if call.device.type != "cuda" and not INTERPRETED:
-        return f"needs a CUDA device, got {call.device.type}"
-    if call.dtype not in _DTYPES:
-        return f"needs float32, bfloat16, float16 or integers, got {call.dtype}"
-    return None if _INSTALLED else "needs the package triton"
+    if (reason := no_triton(call.device)) is not None:
+        return reason
+    return None if call.dtype in _DTYPES else f"needs float32, bfloat16, float16 or integers, got {call.dtype}"
 
 
 def _offsets(offsets: Tensor) -> Tensor:

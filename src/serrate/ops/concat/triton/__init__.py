@@ -4,29 +4,24 @@ One kernel does all four. It goes over events of rows that are joined of parts, 
 or to its part.
 """
 
-from importlib.util import find_spec
-
 from torch import Tensor
 from torch.types import Number
 
-from ...direct import INTERPRETED, on_device_of
+from ...direct import no_triton, on_device_of
 from ..api import Call
 from ..autograd import operators
 from ..parts import joined_dtype, joined_shape, of_each, part_shapes
 
 MOST_PARTS = 16
-_INSTALLED = find_spec("triton") is not None
 
 
 def unusable(call: Call) -> str | None:
     """Serve CUDA tensors of any width, up to 16 parts, where Triton is installed."""
-    if call.device.type != "cuda" and not INTERPRETED:
-        return f"needs a CUDA device, got {call.device.type}"
+    if (reason := no_triton(call.device)) is not None:
+        return reason
     if call.dtype.itemsize > 8:
         return f"needs numbers of at most 8 bytes, got {call.dtype}"
-    if call.parts > MOST_PARTS:
-        return f"needs at most {MOST_PARTS} parts, got {call.parts}"
-    return None if _INSTALLED else "needs the package triton"
+    return f"needs at most {MOST_PARTS} parts, got {call.parts}" if call.parts > MOST_PARTS else None
 
 
 def _concatenate(parts: list[Tensor], offsets: list[Tensor], lengths: list[int]) -> tuple[Tensor, Tensor]:

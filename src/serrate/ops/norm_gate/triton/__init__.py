@@ -3,30 +3,22 @@
 A program owns some events of one group, whole, so that means and gradients need no second pass and no atomics.
 """
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-from ...direct import INTERPRETED, on_device_of, operator, unit_stride
+from ...direct import no_kernel, on_device_of, operator, unit_stride
 from ..api import Call, Settings
 from ..autograd import register
 
 WIDEST = 8192
-_INSTALLED = find_spec("triton") is not None
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unusable(call: Call) -> str | None:
     """Serve CUDA tensors in single and half precision, groups up to 8192 wide, where Triton is installed."""
-    if call.device.type != "cuda" and not INTERPRETED:
-        return f"needs a CUDA device, got {call.device.type}"
     for dtype in (call.dtype, call.result):
-        if dtype not in _DTYPES:
-            return f"needs float32, bfloat16 or float16, got {dtype}"
-    if call.width > WIDEST:
-        return f"needs groups of at most {WIDEST}, got {call.width}"
-    return None if _INSTALLED else "needs the package triton"
+        if (reason := no_kernel(call.device, dtype)) is not None:
+            return reason
+    return f"needs groups of at most {WIDEST}, got {call.width}" if call.width > WIDEST else None
 
 
 def norm_gate(x: Tensor, gate: Tensor | None, settings: Settings) -> Tensor:
