@@ -135,7 +135,7 @@ def test_a_stream_is_as_large_as_asked_and_what_its_recipes_read(serrate, tmp_pa
     assert serrate("data", "synthesize", "--kind", "stream", "--events", 6400, "--out", out).code == 0
     log = pq.read_table(out / "events.parquet")
     assert (log.num_rows, log["user"][-1].as_py()) == (6400, 50)
-    blink = ["model.width=4", "model.blocks=1", "train.device=cpu", "evaluate.resamples=2", "loss.negatives=2",
+    blink = ["model.width=4", "model.blocks=1", "train.device=cpu", "evaluate.resamples=2",
              "split.test_from=0.95"]
     trained = serrate("train", "streaming-transformer", "--data", out / "events.parquet", "--out", tmp_path / "run",
                       *blink)
