@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -58,6 +59,14 @@ def test_a_peer_that_fails_is_told_and_ours_is_not_passed_over():
         measure.taken("ours", fail, True, told.append)
 
 
+def test_ours_is_measured_beside_its_peers_or_alone(monkeypatch):
+    monkeypatch.setattr(measure, "everything", lambda peer, is_ours, seconds: {f"{peer}_ms": float(is_ours)})
+    monkeypatch.setattr(measure, "replays", lambda peer: {f"graph_{peer}_ms": 2.0})
+    ways = {"ours": lambda: "own", "eager": lambda: "other", "broken": lambda: {}["nothing"]}
+    assert measure.beside(ways, "ours") == {"ours": {"own_ms": 1.0}, "eager": {"other_ms": 0.0}, "broken": {}}
+    assert measure.beside(ways, "ours", alone=True) == {"ours": {"graph_own_ms": 2.0}}
+
+
 def test_figures_become_rows_with_the_unit_of_their_metric():
     rows = measure.rows_of("s", "w", {"batch": {"events": 3}, "ours": {"forward_ms": 1 / 3, "peak_mib": 2}}, "cpu")
     assert [(row["implementation"], row["metric"], row["value"], row["unit"]) for row in rows] == [
@@ -95,6 +104,19 @@ def test_parts_are_chosen_by_name(parts, names, usual, measured, tmp_path):
     else:
         measure.main("s", parts, names, usual)
     assert [row["workload"] for row in json.loads((tmp_path / "s-x1.json").read_text())] == measured
+
+
+@pytest.mark.parametrize(("names", "measured"), [(("--alone",), ["rare", "short"]), (("short", "--alone"), ["short"])])
+def test_the_grid_is_measured_alone_beside_the_limit(parts, names, measured, tmp_path, capsys):
+    def measure_of(name, alone=False):
+        return [figures.row("s", name, each, metric, 1.0 + alone * ms, "ms") for ms, (each, metric) in enumerate((
+            ("limit", "limit_ms"), (figures.OURS, "graph_forward_ms")))]
+
+    measure.main("s", {name: [partial(measure_of, name)] for name in parts}, names, ["long"], grid=["rare", "short"])
+    assert not (tmp_path / "s-x1.json").exists()
+    rows = json.loads((tmp_path / "s-alone-x1.json").read_text())
+    assert list(dict.fromkeys(row["workload"] for row in rows)) == measured
+    assert capsys.readouterr().err.count("of the limit 2.00 / –") == len(measured)
 
 
 def test_a_failing_workload_is_told(parts, capsys):

@@ -118,6 +118,12 @@ def ratios(own: Sequence[float | None], others: Sequence[float | None]) -> str:
     return "–" if set(found) == {"–"} else " / ".join(found)
 
 
+def to_limit(rows: Sequence[Row]) -> str:
+    """Return each time of ours over the least that the device allows, of the first workload of these rows."""
+    prefix = "graph_" if any(row["metric"].startswith("graph_") for row in rows) else ""
+    return Found(rows).to_limit(rows[0]["workload"], prefix) if rows else "–"
+
+
 def written(value: float) -> str:
     """Return a figure in three digits, whole numbers above."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +75,7 @@ def ceilings() -> tuple[float, float]:
     return copied, product
 
 
+@lru_cache(maxsize=64)
 def copy_milliseconds(nbytes: float) -> float:
     """Return the time of a copy that moves so many bytes on this device, half of them read and half written."""
     source = torch.randn(max(1, round(nbytes / 4)), device="cuda").bfloat16()
@@ -127,7 +128,7 @@ def everything(peer: Peer, is_ours: bool, seconds: float) -> Figures:
     with torch.no_grad():
         found["forward_ms"] = milliseconds(peer.run, device, seconds / 2)
     found["forward_backward_ms"] = milliseconds(both, device, seconds / 2)
-    return found | (_replays(peer) if is_ours and device == "cuda" else {})
+    return found | (replays(peer) if is_ours and device == "cuda" else {})
 
 
 def both_passes(peer: Peer, is_ours: bool, seconds: float) -> Figures:
@@ -168,7 +169,7 @@ def _peak(peer: Peer, both: Callable[[], None]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _replays(peer: Peer) -> Figures:
+def replays(peer: Peer) -> Figures:
     """Return the times of replayed CUDA graphs, which leave out what the host takes."""
     run, leaves = peer
     grad = torch.randn_like(run())
@@ -226,6 +227,21 @@ def taken(name: str, take: Callable[[], Figures], is_ours: bool, say: Callable[[
     return found
 
 
+def beside(ways: Mapping[str, Callable[[], Peer]], own: str, alone: bool = False) -> dict[str, Figures]:
+    """Return what is measured of ours, the `own` one of the ways, and of its peers; `alone` that of its replays.
+
+    A peer that fails is told and left out. Ours raises what it raises.
+    """
+    if alone:
+        return {own: taken(own, lambda: replays(ways[own]()), True)}
+    torch.compiler.reset()
+    return {name: taken(name, partial(_everything_of, make, name == own), name == own) for name, make in ways.items()}
+
+
+def _everything_of(make: Callable[[], Peer], is_ours: bool) -> Figures:
+    return everything(make(), is_ours, 2.0)
+
+
 def rows_of(subject: str, workload: str, found: Mapping[str, Figures], device: str | None = None) -> Rows:
     """Return figures by implementation as rows, of a device of this kind or of the one that this process would use."""
     packages = tuple(name for name in ("torch", "triton") if importlib.util.find_spec(name))
@@ -267,15 +283,23 @@ def measured(parts: Mapping[str, Sequence[Callable[[], Rows]]]) -> Iterator[Rows
 
 
 def main(subject: str, parts: Mapping[str, Sequence[Callable[[], Rows]]], names: Sequence[str],
-         usual: Sequence[str] = (), readme: Path | None = None, without_gpu: str = "") -> None:
+         usual: Sequence[str] = (), readme: Path | None = None, without_gpu: str = "",
+         grid: Sequence[str] = ()) -> None:
     """Measure the parts of these names and write their rows as they come, to the ledger of a subject.
 
     Without a name the `usual` parts are measured, which are all where none is named; all of them for `--all`. What to
     do `without_gpu` is told there. For `--table LEDGER` nothing is measured: the table of a room's `readme` is filled.
+    For `--alone` the parts of these names or of the `grid` are measured without peers, and only replayed, which goes to
+    a ledger of its own: for rooms whose parts take `alone`.
     """
     if readme is not None and names[:1] == ["--table"]:
         figures.fill(readme, figures.read(Path(names[1])))
         return
+    alone = bool(grid) and "--alone" in names
+    if alone:
+        names, usual, subject = [name for name in names if name != "--alone"], grid, f"{subject}-alone"
+        every: Mapping[str, Sequence[Callable[..., Rows]]] = parts
+        parts = {name: [partial(each, alone=True) for each in every[name]] for name in every}
     unknown = set(names) - set(parts) - {"--all"}
     if unknown:
         sys.exit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
@@ -286,5 +310,6 @@ def main(subject: str, parts: Mapping[str, Sequence[Callable[[], Rows]]], names:
     try:
         for rows in measured({name: parts[name] for name in chosen}):
             figures.write(path, rows, key=("subject", "workload", "device"))  # figures of one run stand together
+            tell(f"  of the limit {figures.to_limit(rows)}")
     except RuntimeError as error:
         sys.exit(str(error))

@@ -1,10 +1,11 @@
-"""Joined and padded rows beside torch's own: `python -m serrate.ops.concat.bench [workload ...] [--all]`.
+"""Joined and padded rows beside torch's own: `python -m serrate.ops.concat.bench [workload ...]`.
 
 Workloads are in `cases.py`; without a name the usual ones. Each is checked first, against the oracle; without a right
 answer no speed is told. The limit is every event moved once a pass, and padding written once, at the rate of a copy of
 as many bytes. Rows of figures go to `concat-<device>.json` under `$OUT`, or `benchmarks` without it, as soon as a
 workload is measured.
 
+`python -m serrate.ops.concat.bench --alone` measures all in half precision without peers, beside the limit.
 `python -m serrate.ops.concat.bench --table benchmarks/concat-h200.json` fills the table of README.md.
 """
 
@@ -22,7 +23,7 @@ from ...jagged import from_padded as edited_from_padded
 from ...jagged import to_padded as edited_to_padded
 from .. import measure
 from ..figures import LIMITS, OURS
-from ..measure import TOLERANCE, Figures, Peer, Rows, asking, copy_milliseconds, everything, tell
+from ..measure import TOLERANCE, Figures, Peer, Rows, asking, copy_milliseconds, tell
 from .api import concatenate, from_padded, to_padded
 from .cases import USUAL, WORKLOADS, Workload
 
@@ -153,8 +154,8 @@ def moved(inputs: Inputs) -> tuple[int, int]:
     return events + (cells if workload.operation == "to_padded" else events), 3 * events + cells
 
 
-def compare(workload: Workload, device: str = "cuda", implementation: str = OURS) -> Rows:
-    """Check ours, then measure it and its peers; return rows of figures. A peer that fails is told and left out.
+def compare(workload: Workload, device: str = "cuda", implementation: str = OURS, alone: bool = False) -> Rows:
+    """Check ours, then measure it and its peers, or `alone` its replays; return rows of figures.
 
     Raises AssertionError where our answer is wrong, and whatever ours raises.
     """
@@ -166,18 +167,16 @@ def compare(workload: Workload, device: str = "cuda", implementation: str = OURS
     found: dict[str, Figures] = {"batch": {"events": events}}
     if device == "cuda":
         found["limit"] = dict(zip(LIMITS, map(copy_milliseconds, moved(inputs)), strict=True))
-    torch.compiler.reset()
-    for name, prepare in ({implementation: partial(ours, implementation=implementation)} | PEERS).items():
-        is_ours = name == implementation
-        found[name] = measure.taken(
-            name, lambda prepare=prepare, is_ours=is_ours: everything(prepare(inputs), is_ours, 2.0), is_ours)
+    ways = {implementation: partial(ours, implementation=implementation)} | PEERS
+    found |= measure.beside({name: partial(make, inputs) for name, make in ways.items()}, implementation, alone)
     return measure.rows_of("concat", workload.name, found, device)
 
 
 def main(names: Sequence[str]) -> None:
     """Measure the workloads of these names, or the usual ones, and write their rows as they come."""
     parts = {workload.name: [partial(compare, workload)] for workload in WORKLOADS}
-    measure.main("concat", parts, names, usual=[workload.name for workload in USUAL], readme=README)
+    measure.main("concat", parts, names, usual=[workload.name for workload in USUAL], readme=README,
+                 grid=[workload.name for workload in WORKLOADS if workload.dtype == torch.bfloat16])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Pooling and softmax of rows beside padded torch: `python -m serrate.ops.pool.bench [workload ...] [--all]`.
+"""Pooling and softmax of rows beside padded torch: `python -m serrate.ops.pool.bench [workload ...]`.
 
 Workloads are in `cases.py`: some of them without a name, all with `--all`. Each is checked first, against the float64
 oracle; without a right answer no speed is told. Peers begin with padded events, so that padding costs them nothing but
 its size. The limit is every tensor moved once a pass, the time of a copy of as many bytes. Rows of figures go to
 `pool-<device>.json` under `$OUT`, or `benchmarks` without it, as soon as a workload is measured.
 
+`python -m serrate.ops.pool.bench --alone` measures all in half precision without peers, beside the limit.
 `python -m serrate.ops.pool.bench --table benchmarks/pool-h200.json` fills the table of README.md.
 """
 
@@ -19,8 +20,8 @@ from torch import Tensor
 from ...jagged import JaggedTensor, to_padded
 from .. import figures, measure
 from ..figures import OURS
-from ..measure import TOLERANCE, Figures, Peer, Rows, asking, everything, tell
-from .cases import EVERY, WORKLOADS, Case, run
+from ..measure import TOLERANCE, Figures, Peer, Rows, asking, tell
+from .cases import EVERY, HALF, WORKLOADS, Case, run
 
 README = Path(__file__).with_name("README.md")
 
@@ -107,8 +108,8 @@ def limit(case: Case, tensors: Sequence[Tensor], copied: Callable[[float], float
 
 
 def compare(case: Case, copied: Callable[[float], float] = measure.copy_milliseconds, device: str = "cuda",
-            implementation: str = OURS) -> Rows:
-    """Check ours, then measure it and its peers; return rows of figures. A peer that fails is told and left out.
+            implementation: str = OURS, alone: bool = False) -> Rows:
+    """Check ours, then measure it and its peers, or `alone` its replays; return rows of figures.
 
     Raises AssertionError where our answer is wrong, and whatever ours raises.
     """
@@ -117,11 +118,9 @@ def compare(case: Case, copied: Callable[[float], float] = measure.copy_millisec
     measure.require(f"{case.name}, {implementation}", error, TOLERANCE[case.dtype])
     tell(f"{case.name}: {case.events:,} events, error {error:.1e}")
     found: dict[str, Figures] = {"batch": {"events": case.events}, "limit": limit(case, tensors, copied)}
-    torch.compiler.reset()
-    for name, prepare in ({implementation: partial(ours, implementation=implementation)} | PEERS).items():
-        is_ours = name == implementation
-        found[name] = measure.taken(name, lambda prepare=prepare, is_ours=is_ours: everything(
-            prepare(case, tensors, offsets), is_ours, 2.0), is_ours)
+    ways = {implementation: partial(ours, implementation=implementation)} | PEERS
+    found |= measure.beside({name: partial(make, case, tensors, offsets) for name, make in ways.items()},
+                            implementation, alone)
     return measure.rows_of("pool", case.name, found, device)
 
 
@@ -134,7 +133,8 @@ def main(names: list[str]) -> None:
         figures.fill(README, figures.read(Path(names[1])))
         return
     parts = {case.name: [partial(compare, case)] for case in EVERY}
-    measure.main("pool", parts, names, [case.name for case in WORKLOADS])
+    measure.main("pool", parts, names, [case.name for case in WORKLOADS],
+                 grid=[case.name for case in EVERY if case.dtype == HALF])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The target unit's first layer beside its features: `python -m serrate.ops.target_unit.bench [workload ...] [--all]`.
+"""The target unit's first layer beside its features: `python -m serrate.ops.target_unit.bench [workload ...]`.
 
 Workloads are in `cases.py`; a few of them without a name. Each is checked first, against the float64
 oracle; without a right answer no speed is told. Peers have their inputs padded beforehand, where histories are not
 shared; nothing else makes features. Rows of figures go to `target-unit-<device>.json` under `$OUT`, or `benchmarks`
 without it, as soon as a workload is measured.
 
+`python -m serrate.ops.target_unit.bench --alone` measures all in half precision without peers, beside the limit.
 `python -m serrate.ops.target_unit.bench --table benchmarks/target-unit-h200.json` fills the table of README.md.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from ...jagged import offsets_from_lengths
 from .. import measure
 from ..figures import OURS
-from ..measure import TOLERANCE, Figures, Peer, Rows, asking, everything, tell
+from ..measure import TOLERANCE, Figures, Peer, Rows, asking, tell
 from .api import Reading, target_unit
 from .cases import WORKLOADS, Case
 from .reference import pairs
@@ -133,8 +134,8 @@ def limit(inputs: Inputs) -> Figures:
     return measure.limits(sum(x.nbytes for x in inputs.tensors), result, gflop, case.dtype)
 
 
-def compare(case: Case, device: str = "cuda", implementation: str = OURS) -> Rows:
-    """Check ours, then measure it and its peers; return rows of figures. A peer that fails is told and left out.
+def compare(case: Case, device: str = "cuda", implementation: str = OURS, alone: bool = False) -> Rows:
+    """Check ours, then measure it and its peers, or `alone` its replays; return rows of figures.
 
     Raises AssertionError where our answer is wrong, and whatever ours raises.
     """
@@ -145,21 +146,16 @@ def compare(case: Case, device: str = "cuda", implementation: str = OURS) -> Row
     found: dict[str, Figures] = {"batch": {"events": case.read}}
     if device == "cuda":
         found["limit"] = limit(inputs)
-    torch.compiler.reset()
     ways: dict[str, Callable[[Inputs], Peer]] = {implementation: partial(ours, implementation=implementation)} | PEERS
-    for way, prepare in ways.items():
-        found[way] = _taken(way, prepare, inputs, way == implementation)
+    found |= measure.beside({name: partial(make, inputs) for name, make in ways.items()}, implementation, alone)
     return measure.rows_of("target_unit", case.name, found, device)
-
-
-def _taken(name: str, prepare: Callable[[Inputs], Peer], inputs: Inputs, is_ours: bool) -> Figures:
-    return measure.taken(name, lambda: everything(prepare(inputs), is_ours, 2.0), is_ours)
 
 
 def main(names: Sequence[str]) -> None:
     """Measure the workloads of these names, or some, or all, and write their rows as they come."""
     parts = {name: [partial(compare, case)] for name, case in WORKLOADS.items()}
-    measure.main("target-unit", parts, names, usual=USUAL, readme=README)
+    measure.main("target-unit", parts, names, usual=USUAL, readme=README,
+                 grid=[name for name, case in WORKLOADS.items() if case.dtype == torch.bfloat16])
 
 
 if __name__ == "__main__":
