@@ -115,7 +115,7 @@ def launch_of_others(parts: Parts, events: int, q: Tensor, weight: Tensor,
         launch_pdl=overlap)
     _added[ceil_div((width + 1) * columns, _ADDED),](
         partial, parts.of_weight, *found[1:], programs, parts.of_weight.shape[0], width, columns, _ADDED, _AT_ONCE,
-        overlap, num_warps=8, launch_pdl=overlap)
+        _PARTS, overlap, num_warps=8, launch_pdl=overlap)
 
 
 @launched
@@ -223,9 +223,9 @@ def _of_targets(of_queries, sums, q, weight, offsets, d_q, partial, events, targ
     line, begin_column = block // wide * BD, block % wide * BF
     lines = line + tl.arange(0, BD)
     column = begin_column + tl.arange(0, BF)
-    let_next_begin(OVERLAP)
     own = _of_query(weight, line, column, D, F, BD)
     wait_for_previous(OVERLAP)
+    let_next_begin(OVERLAP)  # which now may read all but what this one stores
     by_query = tl.zeros([BD, BF], tl.float32)  # sums over targets of q ⊗ s
     of_bias = tl.zeros([BF], tl.float32)
     for first in range(pid * each, tl.minimum((pid + 1) * each, targets), BM):
@@ -263,29 +263,31 @@ def _of_targets(of_queries, sums, q, weight, offsets, d_q, partial, events, targ
 @launched
 @triton.jit(do_not_specialize=["programs", "parts"])
 def _added(partial, of_weight, d_weight, d_bias, programs, parts, D: tl.constexpr, F: tl.constexpr,
-           BLOCK: tl.constexpr, BN: tl.constexpr, OVERLAP: tl.constexpr):
+           BLOCK: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr, OVERLAP: tl.constexpr):
     """Some elements of the gradients of weight and bias: the sums of parts, in their order."""
-    wait_for_previous(OVERLAP)
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = element < D * F
     bias = (element >= D * F) & (element < (D + 1) * F)
-    query = tl.zeros([BN, BLOCK], tl.float32)  # behind its own elements are those of the bias
     event = tl.zeros([BN, BLOCK], tl.float32)
     product = tl.zeros([BN, BLOCK], tl.float32)
-    for first in range(0, tl.maximum(programs, parts), BN):
+    for first in range(0, parts, BN):
         part = first + tl.arange(0, BN)
-        far = part.to(tl.int64)[:, None]
-        query += tl.load(partial + far * ((D + 1) * F) + element[None, :],
-                         mask=(part < programs)[:, None] & (inside | bias)[None, :], other=0.0)
-        at = of_weight + far * (2 * D * F) + element[None, :]
+        at = of_weight + part.to(tl.int64)[:, None] * (2 * D * F) + element[None, :]
         there = (part < parts)[:, None] & inside[None, :]
         event += tl.load(at, mask=there, other=0.0)
         product += tl.load(at + D * F, mask=there, other=0.0)
-    kind = d_weight.dtype.element_ty
-    of_query = tl.sum(query, 0)
     of_event = tl.sum(event, 0)
+    of_product = tl.sum(product, 0)
+    wait_for_previous(OVERLAP)  # for what comes from targets; the other parts are from before it
+    query = tl.zeros([PARTS, BLOCK], tl.float32)  # behind its own elements are those of the bias
+    for first in range(0, programs, PARTS):
+        part = first + tl.arange(0, PARTS)
+        query += tl.load(partial + part.to(tl.int64)[:, None] * ((D + 1) * F) + element[None, :],
+                         mask=(part < programs)[:, None] & (inside | bias)[None, :], other=0.0)
+    of_query = tl.sum(query, 0)
+    kind = d_weight.dtype.element_ty
     tl.store(d_weight + element, of_query.to(kind), mask=inside)
     tl.store(d_weight + D * F + element, of_event.to(kind), mask=inside)
     tl.store(d_weight + 2 * D * F + element, (of_query - of_event).to(kind), mask=inside)
-    tl.store(d_weight + 3 * D * F + element, tl.sum(product, 0).to(kind), mask=inside)
+    tl.store(d_weight + 3 * D * F + element, of_product.to(kind), mask=inside)
     tl.store(d_bias + element - D * F, of_query.to(kind), mask=bias)
