@@ -14,7 +14,7 @@ from torch import Tensor
 from ...launch import launched
 from ...overlap import let_next_begin, overlaps, wait_for_previous
 from .chunks import Tiles, ends, find_chunk, place, slot_of
-from .reduce import finite
+from .elements import exponential, finite, larger, widened
 from .spread import reciprocal
 
 _TILES = 32  # of a chunk, 256 KiB in half precision
@@ -83,17 +83,19 @@ def _sums(x, grad, strides: tl.constexpr, begin, count, column, W: tl.constexpr,
         tiles, others = _load(x, grad, strides, begin, step, count, column, W, BM, AHEAD, "evict_last")
         if grad is None:
             before = peak
+            higher = tiles[0]
+            for i in tl.static_range(1, AHEAD):
+                higher = larger(higher, tiles[i])
+            peak = tl.maximum(peak, higher.to(tl.float32))
+            total *= exponential(before, finite(peak))
             for i in tl.static_range(AHEAD):
-                peak = tl.maximum(peak, tiles[i].to(tl.float32))
-            total *= tl.exp(before - finite(peak))
-            for i in tl.static_range(AHEAD):
-                total += tl.exp(tiles[i].to(tl.float32) - finite(peak))
+                total += exponential(tiles[i], finite(peak))
         else:
             for i in tl.static_range(AHEAD):
-                total += tiles[i].to(tl.float32) * others[i].to(tl.float32)
+                total += widened(tiles[i]) * widened(others[i])
     if grad is None:
         largest = tl.max(peak, 0)
-        sums = tl.sum(total * tl.exp(peak - finite(largest)[None, :]), 0)
+        sums = tl.sum(total * exponential(peak, finite(largest)[None, :]), 0)
     else:
         largest = tl.zeros([BD], tl.float32)
         sums = tl.sum(total, 0)
@@ -114,9 +116,9 @@ def _results(x, grad, out, strides: tl.constexpr, begin, count, column, largest,
         for i in tl.static_range(AHEAD):
             there = (line < count - step - i * BM)[:, None] & (column < W)[None, :]
             if grad is None:
-                found = tl.exp(tiles[i].to(tl.float32) - base) * scale
+                found = exponential(tiles[i], base) * scale
             else:
-                found = tiles[i].to(tl.float32) * (others[i].to(tl.float32) - sums[None, :])
+                found = widened(tiles[i]) * (widened(others[i]) - sums[None, :])
             at = out + (begin + step + i * BM) * W + (line * W)[:, None] + column[None, :]
             tl.store(at, found.to(out.dtype.element_ty), mask=there, eviction_policy="evict_first")
 
@@ -165,10 +167,10 @@ def _rest(x, grad, offsets, out, parts, owners, strides: tl.constexpr, rows, eve
             own = tl.load(at, mask=there, other=float("-inf"))
             higher = tl.maximum(peak, own)
             adds = tl.load(at + W, mask=there, other=0.0)
-            total = total * tl.exp(peak - finite(higher)) + adds * tl.exp(own - finite(higher))
+            total = total * exponential(peak, finite(higher)) + adds * exponential(own, finite(higher))
             peak = higher
         largest = tl.max(peak, 0)
-        sums = tl.sum(total * tl.exp(peak - finite(largest)[None, :]), 0)
+        sums = tl.sum(total * exponential(peak, finite(largest)[None, :]), 0)
         if first == CHUNK:
             _results(x, grad, out, strides, begin, CHUNK, column, largest, sums, W, BM, AHEAD)
         count = tl.minimum(length - first, CHUNK).to(tl.int32)

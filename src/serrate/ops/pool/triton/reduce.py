@@ -10,13 +10,13 @@ from torch import Tensor
 from ...launch import launched
 from ...overlap import let_next_begin, overlaps, wait_for_previous
 from .chunks import Tiles, ends, find_chunk, outer_strides, place, slot_of
+from .elements import LOG2E, LOWEST, MISSING, exponential, finite, larger, larger_at, ranked, unranked, widened
 
 _COMBINED = 8  # chunks that are combined at a time
-_TILE = 1024  # elements of a tile, 16 bytes a thread in half precision
+_WARPS = 2  # of a program: the more programs, the more of them read while others begin or end
+_TILE = 256 * _WARPS  # elements of a tile, 16 bytes a thread in half precision
 _AHEAD = 8  # tiles that are under way at a time
 _REGISTERS = 32, 24  # of a thread, and more a byte of an element: the compiler would have fewer tiles under way
-MISSING = tl.constexpr(2**31 - 1)
-LOG2E = tl.constexpr(1.4426950408889634)
 
 
 def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | None = None,
@@ -37,13 +37,12 @@ def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | Non
     (rows, heads, width), events = out.shape, x.shape[0]
     if not out.numel():
         return
-    many = 16 if width > 64 else 8
-    tiles = Tiles.of(width, 2 * many if how == "max" else many)  # places of maxima take longer at the end of a chunk
+    tiles = Tiles.of(width, 16 if width > 64 else 8)
     slots = tiles.slots(rows, events)
-    parts = x.new_empty((slots, heads, width), dtype=torch.float32)
-    others = None  # the places of maxima, or what exponents are relative to, and of a softmax their sums
-    if how in ("max", "logsumexp"):
-        others = parts.new_empty(parts.shape, dtype=torch.int32 if how == "max" else torch.float32)
+    parts = x.new_empty((slots, heads, width), dtype=torch.int64 if how == "max" else torch.float32)  # maxima as ranks
+    others = None  # what exponents are relative to, and of a softmax their sums
+    if how == "logsumexp":
+        others = torch.empty_like(parts)
     elif how == "softmax":
         others = parts.new_empty((2, slots, heads))
     sizes, lines = (width, tiles.columns, tiles.blocks, tiles.chunk), max(1, _TILE // tiles.columns)
@@ -51,25 +50,10 @@ def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | Non
     overlap = overlaps(x)
     _reduce[(slots * heads * tiles.blocks,)](x, other, weights, scaled, strides, offsets, parts, others, out, kept,
                                              rows, events, slots, heads, how, *sizes, lines,
-                                             _AHEAD if other is None else _AHEAD // 2, overlap,
+                                             _AHEAD if other is None else _AHEAD // 2, overlap, num_warps=_WARPS,
                                              maxnreg=_REGISTERS[0] + _REGISTERS[1] * x.element_size())
     _combine[(rows * heads * tiles.blocks,)](offsets, parts, others, out, kept, rows, events, slots, heads, how,
                                              *sizes, _COMBINED, overlap, launch_pdl=overlap)
-
-
-@triton.jit
-def finite(x):
-    """`x`, 0 in place of infinities: what exponents are relative to, which nothing is subtracted from in vain."""
-    return tl.where(tl.abs(x) == float("inf"), 0.0, x)
-
-
-@triton.jit
-def _larger(value, at, other, its):
-    """The larger of two numbers and its place, the first of equal ones. NaN is larger than all."""
-    missing = other != other
-    alike = (other == value) | (missing & (value != value))
-    ahead = (other > value) | (missing & (value == value)) | (alike & (its < at))
-    return tl.where(ahead, other, value), tl.where(ahead, its, at)
 
 
 @triton.jit
@@ -121,10 +105,12 @@ def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, ot
     nothing: tl.constexpr = float("-inf") if extreme else 0.0
     without: tl.constexpr = float("-inf") if HOW == "softmax" else 0.0
     line = tl.arange(0, BM)
-    found = tl.full([BM, BD], float("-inf") if HOW == "max" else 0.0, tl.float32)
+    found = tl.zeros([BM, BD], tl.float32)
     peak = tl.full([BM, BD] if HOW == "logsumexp" else [BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
-    at = tl.where((line < count)[:, None] & inside[None, :], 0, MISSING)
+    at = tl.zeros([BM, BD], tl.int16)  # the tile of each maximum
+    if HOW == "max":
+        found = tl.full([BM, BD], float("-inf"), x.dtype.element_ty)
     for step in range(0, count, AHEAD * BM):
         tiles = ()  # all of them are under way before one is looked at
         besides = ()
@@ -139,29 +125,30 @@ def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, ot
                 besides = besides + (tl.load(weights + far * strides[4], mask=event < count, other=without),)
         if HOW == "logsumexp" or HOW == "softmax":  # each line of a tile has a largest exponent of its own
             before = peak
-            for i in tl.static_range(AHEAD):
-                peak = tl.maximum(peak, (tiles[i] if HOW == "logsumexp" else besides[i]).to(tl.float32))
-            scale = tl.exp(before - finite(peak))
+            largest = tiles[0] if HOW == "logsumexp" else besides[0]
+            for i in tl.static_range(1, AHEAD):
+                largest = larger(largest, tiles[i] if HOW == "logsumexp" else besides[i])
+            peak = tl.maximum(peak, largest.to(tl.float32))
+            scale = exponential(before, finite(peak))
             base = finite(peak) * LOG2E
             found *= scale if HOW == "logsumexp" else scale[:, None]
             total *= scale if HOW == "softmax" else 1.0
         for i in tl.static_range(AHEAD):
-            tile = tiles[i].to(tl.float32)
+            tile = tiles[i] if HOW == "max" else widened(tiles[i])
             if scaled is not None:
                 event = step + i * BM + line
                 tl.store(target + event.to(tl.int64)[:, None] * H * D, (tile * own).to(target.dtype.element_ty),
                          mask=(event < count)[:, None] & inside[None, :])
             if HOW == "max":
-                at = tl.where(tile > found, step + i * BM, at)
-                found = tl.maximum(found, tile, propagate_nan=tl.PropagateNan.ALL)
+                found, at = larger_at(found, at, tile, step // BM + i)
             elif HOW == "logsumexp":
                 found += tl.exp2(tile * LOG2E - base)  # one operation less an element than a difference first
             elif HOW == "softmax":
-                share = tl.exp(besides[i].to(tl.float32) - finite(peak))
+                share = exponential(besides[i], finite(peak))
                 total += share
                 found += share[:, None] * tile
             elif other is not None:
-                found += tile * besides[i].to(tl.float32)
+                found += tile * widened(besides[i])
             elif weights is not None:
                 found += tile * besides[i].to(tl.float32)[:, None]
             else:
@@ -169,8 +156,9 @@ def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, ot
     aside = tl.zeros([BD], tl.int32)
     sums = 0.0
     if HOW == "max":
-        at = tl.where(at == MISSING, MISSING, at + line[:, None])
-        result, aside = tl.reduce((found, at), 0, _larger)
+        its = tl.cast(first, tl.int32) + at.to(tl.int32) * BM + line[:, None]
+        its = tl.where((line < count)[:, None] & inside[None, :], its, MISSING)
+        result, aside = unranked(tl.max(ranked(found.to(tl.float32), its), 0))
         if tl.max((result != result).to(tl.int32), 0) > 0:  # the place of a NaN was not kept: it is looked for again
             missing = tl.full([BD], MISSING, tl.int32)
             for step in range(0, count, BM):
@@ -178,14 +166,13 @@ def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, ot
                 there = (event < count)[:, None] & inside[None, :]
                 tile = tl.load(x + event.to(tl.int64)[:, None] * strides[0], mask=there, other=0.0).to(tl.float32)
                 missing = tl.minimum(missing, tl.min(tl.where(tile != tile, event[:, None], MISSING), 0))
-            aside = tl.where(result != result, missing, aside)
-        aside += first.to(tl.int32)
+            aside = tl.where(result != result, tl.cast(first, tl.int32) + missing, aside)
     elif HOW == "logsumexp":
         aside = tl.max(peak, 0)
-        result = tl.sum(found * tl.exp(peak - finite(aside)[None, :]), 0)
+        result = tl.sum(found * exponential(peak, finite(aside)[None, :]), 0)
     elif HOW == "softmax":
         aside = tl.max(peak, 0)
-        scale = tl.exp(peak - finite(aside))
+        scale = exponential(peak, finite(aside))
         sums = tl.sum(total * scale, 0)
         result = tl.sum(found * scale[:, None], 0)
     else:
@@ -195,8 +182,8 @@ def _reduce(x, other, weights, scaled, strides: tl.constexpr, offsets, parts, ot
             _finish(result, aside, sums, out, kept, row, rows, head, H, block, length, column, inside, HOW, D)
     elif count > 0:
         place_of = (tl.cast(slot, tl.int64) * H + head) * D + column
-        tl.store(parts + place_of, result, mask=inside)
-        if HOW == "max" or HOW == "logsumexp":
+        tl.store(parts + place_of, ranked(result, aside) if HOW == "max" else result, mask=inside)
+        if HOW == "logsumexp":
             tl.store(others + place_of, aside, mask=inside)
         elif HOW == "softmax":
             others += tl.cast(slot, tl.int64) * H + head
@@ -217,9 +204,8 @@ def _combine(offsets, parts, others, out, kept, rows, events, slots, H, HOW: tl.
         chunks = tl.cdiv(length, CHUNK)
         column = block * BD + tl.arange(0, BD)
         inside = column < D
-        start = float("-inf") if HOW == "max" else 0.0
-        found = tl.full([BN, BD], start, tl.float32)
-        at = tl.full([BN, BD], MISSING, tl.int32)
+        nothing: tl.constexpr = LOWEST if HOW == "max" else 0.0
+        found = tl.full([BN, BD], nothing, parts.dtype.element_ty)
         largest = tl.full([BN, BD], float("-inf"), tl.float32)
         peak = tl.full([BN], float("-inf"), tl.float32)
         total = tl.zeros([BN], tl.float32)
@@ -228,38 +214,34 @@ def _combine(offsets, parts, others, out, kept, rows, events, slots, H, HOW: tl.
             there = (chunk < chunks)[:, None] & inside[None, :]
             slot = slot_of(row, begin, chunk, rows, CHUNK) * H + head
             place_of = slot[:, None] * D + column[None, :]
-            part = tl.load(parts + place_of, mask=there, other=0.0)
+            part = tl.load(parts + place_of, mask=there, other=nothing)
             if HOW == "max":
-                aside = tl.load(others + place_of, mask=there, other=MISSING)
-                part = tl.where(there, part, float("-inf"))
-                above = (part > found) | ((part != part) & (found == found)) | ((part == found) & (at == MISSING))
-                at = tl.where(above, aside, at)
-                found = tl.where(above, part, found)
+                found = tl.maximum(found, part)
             elif HOW == "logsumexp":
                 aside = tl.load(others + place_of, mask=there, other=float("-inf"))
                 higher = tl.maximum(largest, aside)
-                found = found * tl.exp(largest - finite(higher)) + part * tl.exp(aside - finite(higher))
+                found = found * exponential(largest, finite(higher)) + part * exponential(aside, finite(higher))
                 largest = higher
             elif HOW == "softmax":
                 own = others + slot
                 aside = tl.load(own, mask=chunk < chunks, other=float("-inf"))
                 adds = tl.load(own + tl.cast(slots, tl.int64) * H, mask=chunk < chunks, other=0.0)
                 rise = tl.maximum(peak, aside)
-                total = total * tl.exp(peak - finite(rise)) + adds * tl.exp(aside - finite(rise))
-                found = (found * tl.exp(peak - finite(rise))[:, None]
-                         + part * tl.exp(aside - finite(rise))[:, None])
+                total = total * exponential(peak, finite(rise)) + adds * exponential(aside, finite(rise))
+                found = (found * exponential(peak, finite(rise))[:, None]
+                         + part * exponential(aside, finite(rise))[:, None])
                 peak = rise
             else:
                 found += part
         over = tl.max(peak, 0)
-        whole = tl.sum(total * tl.exp(peak - finite(over)), 0)
+        whole = tl.sum(total * exponential(peak, finite(over)), 0)
         if HOW == "max":
-            result, aside = tl.reduce((found, at), 0, _larger)
+            result, aside = unranked(tl.max(found, 0))
         elif HOW == "logsumexp":
             aside = tl.max(largest, 0)
-            result = tl.sum(found * tl.exp(largest - finite(aside)[None, :]), 0)
+            result = tl.sum(found * exponential(largest, finite(aside)[None, :]), 0)
         elif HOW == "softmax":
-            result, aside = tl.sum(found * tl.exp(peak - finite(over))[:, None], 0), over
+            result, aside = tl.sum(found * exponential(peak, finite(over))[:, None], 0), over
         else:
             result, aside = tl.sum(found, 0), over
         _finish(result, aside, whole, out, kept, row, rows, head, H, block, length, column, inside, HOW, D)

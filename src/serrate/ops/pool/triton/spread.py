@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...launch import launched
 from .chunks import Tiles, find_chunk, outer_strides, place
+from .elements import exponential, widened
 
 
 def spread(grad: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor, x: Tensor | None) -> None:
@@ -26,8 +27,10 @@ def spread(grad: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor, x
         return
     tiles, rows = Tiles.of(width), offsets.shape[0] - 1
     slots = tiles.slots(rows, events)
+    # as many threads as columns would lay a tile out as its row's numbers are, and exchange it to store it
     _spread[(slots * heads * tiles.blocks,)](grad, offsets, out, kept, x, outer_strides(x), rows, events, heads, how,
-                                             width, tiles.columns, tiles.blocks, tiles.chunk, tiles.events)
+                                             width, tiles.columns, tiles.blocks, tiles.chunk, tiles.events,
+                                             num_warps=8 if tiles.columns > 64 else 4)
 
 
 def spread_weighted(grad: Tensor, offsets: Tensor, x: Tensor, weights: Tensor, kept: Tensor | None,
@@ -83,15 +86,13 @@ def _spread(grad, offsets, out, kept, x, strides: tl.constexpr, rows, events, H,
         event = step + tl.arange(0, BM)
         there = (event < count)[:, None] & inside[None, :]
         far = event.to(tl.int64)
-        tile = tl.zeros([BM, BD], tl.float32)
-        if x is not None:
-            tile = tl.load(x + far[:, None] * strides[0], mask=there, other=0.0).to(tl.float32)
         if HOW == "max":
-            tile = tl.where((first + far)[:, None] == largest[None, :], value[None, :], 0.0)
+            tile = tl.where((first.to(tl.int32) + event)[:, None] == largest[None, :], value[None, :], 0.0)
         elif HOW == "logsumexp":
-            tile = tl.exp(tile - peak[None, :]) * value[None, :]
+            tile = tl.load(x + far[:, None] * strides[0], mask=there, other=0.0)
+            tile = exponential(tile, peak[None, :]) * value[None, :]
         else:
-            tile += value[None, :]
+            tile = tl.zeros([BM, BD], tl.float32) + value[None, :]
         tl.store(out + far[:, None] * (H * D), tile.to(out.dtype.element_ty), mask=there)
 
 
@@ -127,13 +128,13 @@ def _spread_weighted(grad, offsets, x, weights, kept, d_x, d_weights, strides: t
         far = event.to(tl.int64)
         scale = tl.load(weights + far * strides[2], mask=there, other=0.0).to(tl.float32)
         if kept is not None:
-            scale = tl.exp(scale - peak) * inverse
+            scale = exponential(scale, peak) * inverse
         product = tl.zeros([BM], tl.float32)
         for block in range(0, D, BD):
             inside = there[:, None] & (block + column < D)[None, :]
             g = tl.load(grad + block + column, mask=block + column < D, other=0.0).to(tl.float32)
             tile = tl.load(x + far[:, None] * strides[0] + block + column[None, :], mask=inside, other=0.0)
-            product += tl.sum(tile.to(tl.float32) * g[None, :], 1)
+            product += tl.sum(widened(tile) * g[None, :], 1)
             tl.store(d_x + far[:, None] * (H * D) + block + column[None, :],
                      (scale[:, None] * g[None, :]).to(d_x.dtype.element_ty), mask=inside)
         if kept is not None:
