@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...launch import launched
 from ...pool.triton.chunks import Tiles, ends, find_chunk, place
+from ...pool.triton.elements import widened
 from ...sizes import ceil_div, power_of_two
 
 Scaled = tuple[Tensor, Tensor] | None  # what gradients are multiplied with, and where that goes
@@ -52,24 +53,28 @@ def launch_to_cells(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tensor
 def launch_over_rows(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tensor, scaled: Scaled = None) -> None:
     """Fill `out` `(N, W)` with the sums over rows of the gradients of events, times `x`, at each position.
 
-    A program has few positions, since short rows have no others: all rows of them, but where programs are too few for a
-    device. Then the sums of groups of rows are summed by torch, in their order; each group costs as much memory as the
-    result. On the way the second of `scaled`, `(T, W)`, is filled with the gradients times the first, `(N, W or 1)`.
+    A program has all rows of few positions, as short rows have no others, or of many past twice the mean length, which
+    few rows reach. Where programs are too few for a device they have groups of rows, whose sums are summed by torch, in
+    their order; each group costs as much memory as the result. On the way the second of `scaled`, `(T, W)`, is filled
+    with the gradients times the first, `(N, W or 1)`.
     """
     (positions, width), rows = out.shape, offsets.shape[0] - 1
     if not out.numel():
         return
     columns, blocks = Tiles.of(width).columns, Tiles.of(width).blocks
-    at_once = max(1, _LEAST // columns, min(power_of_two(ceil_div(positions * blocks, _MOST)), _TILE // columns))
-    lines = max(1, _TILE // (columns * at_once))
+    common = min(positions, 1 + 2 * grad.shape[0] // max(rows, 1))
+    many = _TILE // columns
+    at_once = max(1, _LEAST // columns, min(power_of_two(ceil_div(common * blocks, _MOST)), many))
+    lines = many // at_once
     ahead = _AHEAD if x is None and scaled is None else _AHEAD // 2
-    programs = ceil_div(positions, at_once) * blocks
+    near = ceil_div(common, at_once)
+    programs = (near + ceil_div(max(positions - near * at_once, 0), many)) * blocks
     groups = max(1, min(ceil_div(rows, lines * ahead), _PROGRAMS // programs))
     sums = out if groups == 1 else out.new_empty((groups, positions, width), dtype=torch.float32)
     _over_rows[(programs * groups,)](
         grad, x, scaled, offsets, sums, grad.stride(0), 0 if x is None else x.stride(0), rows, grad.shape[0], positions,
-        ceil_div(rows, groups), groups, scaled[0].shape[1] if scaled else 0, width, columns, blocks, at_once, lines,
-        ahead, _LENGTHS, maxnreg=_REGISTERS[0] + _REGISTERS[1] * grad.element_size())
+        ceil_div(rows, groups), groups, near, scaled[0].shape[1] if scaled else 0, width, columns, blocks, at_once,
+        lines, many, ahead, _LENGTHS, maxnreg=_REGISTERS[0] + _REGISTERS[1] * grad.element_size())
     if groups > 1:
         out.copy_(sums.sum(0))
 
@@ -168,49 +173,73 @@ def _rows(offsets, row, last, events):
     return begin, tl.minimum(tl.load(offsets + row + 1, mask=row < last, other=0).to(tl.int64), events)
 
 
-@launched
-@triton.jit(do_not_specialize=["rows", "events", "N", "share", "groups"])
-def _over_rows(grad, x, scaled, offsets, sums, stride: tl.constexpr, x_stride: tl.constexpr, rows, events, N, share,
-               groups, Y: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, BP: tl.constexpr,
-               BR: tl.constexpr, AHEAD: tl.constexpr, LENGTHS: tl.constexpr):
-    """The sums of BP positions over the `share` rows of one group, AHEAD tiles of BR rows at a time."""
-    pid, group, block = place(groups, BLOCKS)
+@triton.jit
+def _sum_rows(grad, x, scaled, offsets, sums, stride: tl.constexpr, x_stride: tl.constexpr, first_row, last, events, N,
+              start, column, Y: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr, BR: tl.constexpr,
+              AHEAD: tl.constexpr, LENGTHS: tl.constexpr, RARE: tl.constexpr):
+    """The sums of BP positions from `start` on over some rows, AHEAD tiles of BR rows at a time.
+
+    Where rows as long as that are RARE their lengths are looked at first, `LENGTHS` of them together.
+    """
     lane = tl.arange(0, BR * BP)
-    position = (pid * BP + lane % BP).to(tl.int64)
-    column = (block * BD + tl.arange(0, BD))[None, :]
+    position = (start + lane % BP).to(tl.int64)
     known = (position < N)[:, None] & (column < D)
     found = tl.zeros([BR * BP, BD], tl.float32)
     own = 0.0
     if scaled is not None:
         own = _own(scaled[0], position[:, None], column, known, Y)
-    last = tl.minimum((group + 1) * share, rows)
-    for some in range(group * share, last, LENGTHS):
-        begins, stops = _rows(offsets, some + tl.arange(0, LENGTHS), last, events)
-        longest = tl.max(stops - begins, 0)
-        if longest > pid * BP:
-            for first in range(some, tl.minimum(some + LENGTHS, last), AHEAD * BR):
-                tiles = ()  # all of them are under way before one is looked at
-                others = ()
-                places = ()
-                for i in tl.static_range(AHEAD):
-                    begin, end = _rows(offsets, first + i * BR + lane // BP, last, events)
-                    there = (begin + position < end)[:, None] & known
-                    event = (begin + position)[:, None]
-                    places = places + ((event, there),)
-                    tiles = tiles + (tl.load(grad + event * stride + column, mask=there, other=0.0),)
-                    if x is not None:
-                        others = others + (tl.load(x + event * x_stride + column, mask=there, other=0.0),)
-                for i in tl.static_range(AHEAD):
-                    tile = tiles[i].to(tl.float32)
-                    if scaled is not None:
-                        tl.store(scaled[1] + places[i][0] * D + column, (tile * own).to(scaled[1].dtype.element_ty),
-                                 mask=places[i][1])
-                    found += tile if x is None else tile * others[i].to(tl.float32)
-            if scaled is not None:  # noqa: SIM102, decided when the kernel is compiled
-                if (longest > N) & ((pid + 1) * BP >= N):
-                    _clear_rest(scaled[1], offsets, some, tl.minimum(some + LENGTHS, last), events, N, column, D,
-                                BR * BP)
+    for some in range(first_row, last, LENGTHS):
+        stop = tl.minimum(some + LENGTHS, last)
+        if not RARE or _longest(offsets, some, stop, events, LENGTHS) > start:
+            for first in range(some, stop, AHEAD * BR):
+                if not RARE or _longest(offsets, first, stop, events, AHEAD * BR) > start:
+                    tiles = ()  # all of them are under way before one is looked at
+                    others = ()
+                    places = ()
+                    for i in tl.static_range(AHEAD):
+                        begin, end = _rows(offsets, first + i * BR + lane // BP, last, events)
+                        there = (begin + position < end)[:, None] & known
+                        event = (begin + position)[:, None]
+                        places = places + ((event, there),)
+                        tiles = tiles + (tl.load(grad + event * stride + column, mask=there, other=0.0),)
+                        if x is not None:
+                            others = others + (tl.load(x + event * x_stride + column, mask=there, other=0.0),)
+                    for i in tl.static_range(AHEAD):
+                        tile = widened(tiles[i])
+                        if scaled is not None:
+                            tl.store(scaled[1] + places[i][0] * D + column,
+                                     (tile * own).to(scaled[1].dtype.element_ty), mask=places[i][1])
+                        found += tile if x is None else tile * widened(others[i])
+        if scaled is not None:  # noqa: SIM102, decided when the kernel is compiled
+            if start + BP >= N:  # noqa: SIM102
+                if _longest(offsets, some, stop, events, LENGTHS) > N:
+                    _clear_rest(scaled[1], offsets, some, stop, events, N, column, D, BR * BP)
     total = tl.sum(found.reshape(BR, BP, BD), 0)
-    position = (pid * BP + tl.arange(0, BP)).to(tl.int64)[:, None]
-    tl.store(sums + (tl.cast(group, tl.int64) * N + position) * D + column, total.to(sums.dtype.element_ty),
-             mask=(position < N) & (column < D))
+    position = (start + tl.arange(0, BP)).to(tl.int64)[:, None]
+    tl.store(sums + position * D + column, total.to(sums.dtype.element_ty), mask=(position < N) & (column < D))
+
+
+@triton.jit
+def _longest(offsets, row, last, events, M: tl.constexpr):
+    """How long the longest of M rows is, of which those from the last on are empty."""
+    begin, end = _rows(offsets, row + tl.arange(0, M), last, events)
+    return tl.max(end - begin, 0)
+
+
+@launched
+@triton.jit(do_not_specialize=["rows", "events", "N", "share", "groups", "near"])
+def _over_rows(grad, x, scaled, offsets, sums, stride: tl.constexpr, x_stride: tl.constexpr, rows, events, N, share,
+               groups, near, Y: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr, BP: tl.constexpr,
+               BR: tl.constexpr, MANY: tl.constexpr, AHEAD: tl.constexpr, LENGTHS: tl.constexpr):
+    """The sums of some positions over the `share` rows of one group: BP of them, or MANY where few rows reach."""
+    pid, group, block = place(groups, BLOCKS)
+    column = (block * BD + tl.arange(0, BD))[None, :]
+    sums += tl.cast(group, tl.int64) * N * D
+    first = group * share
+    last = tl.minimum(first + share, rows)
+    if pid < near:
+        _sum_rows(grad, x, scaled, offsets, sums, stride, x_stride, first, last, events, N, pid * BP, column, Y, D, BD,
+                  BP, BR, AHEAD, LENGTHS, False)
+    else:
+        _sum_rows(grad, x, scaled, offsets, sums, stride, x_stride, first, last, events, N,
+                  near * BP + (pid - near) * MANY, column, Y, D, BD, MANY, 1, AHEAD, LENGTHS, True)
