@@ -17,8 +17,10 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{'multipl
 
 @every_kind
 @pytest.mark.parametrize("width", [1, 3, 8, 50, 64, 100, 128, 300, 1024])
-def test_every_width_over_chunks_of_rows(kind, width):
-    case = Case("", (700, 0, 3, 5000, 1, 64, 0) + (40, 2) * 100, *kind, (width,), (width,))
+@pytest.mark.parametrize("lengths", [(700, 0, 3, 5000, 1, 64, 0) + (40, 2) * 100, (2500, 0, 3000, 1999)],
+                         ids=["short rows", "long rows"])
+def test_every_width_over_chunks_of_rows(kind, lengths, width):
+    case = Case("", lengths, *kind, (width,), (width,))
     found = []
     for dtype, name in ((torch.bfloat16, "triton"), (torch.float64, "reference"), (torch.bfloat16, "reference")):
         leaves = [x.to(dtype).requires_grad_() for x in case.tensors(torch.bfloat16, "cuda")]

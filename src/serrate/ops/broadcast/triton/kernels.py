@@ -14,9 +14,11 @@ from ...sizes import ceil_div, power_of_two
 
 Scaled = tuple[Tensor, Tensor] | None  # what gradients are multiplied with, and where that goes
 
-_TILE = 1024  # elements of a tile, 16 bytes a thread in half precision
+_TILE = 256  # elements of a tile a warp, 16 bytes a thread in half precision
 _AHEAD = 8  # tiles that are under way at a time
-_REGISTERS = 32, 24  # of a thread, and more a byte of an element: the compiler would have fewer tiles under way
+_ENOUGH = 1024  # programs; where there are more they are small ones
+# warps of a program; registers of a thread, and more a byte of an element, without which fewer tiles would be under way
+_LARGE, _SMALL = (4, 32, 24), (2, 64, 16)
 _LEAST = 64  # columns that lie side by side at least, of some positions if need be
 _PROGRAMS = 768  # enough to fill a device,
 _MOST = 2048  # and so many that a program has several positions before there are more
@@ -63,8 +65,10 @@ def launch_over_rows(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tenso
         return
     columns, blocks = Tiles.of(width).columns, Tiles.of(width).blocks
     common = min(positions, 1 + 2 * grad.shape[0] // max(rows, 1))
-    many = _TILE // columns
-    at_once = max(1, _LEAST // columns, min(power_of_two(ceil_div(common * blocks, _MOST)), many))
+    least = max(1, _LEAST // columns)
+    warps, *registers = _SMALL if ceil_div(common, least) * blocks > _ENOUGH else _LARGE
+    many = warps * _TILE // columns
+    at_once = max(least, min(power_of_two(ceil_div(common * blocks, _MOST)), many))
     lines = many // at_once
     ahead = _AHEAD if x is None and scaled is None else _AHEAD // 2
     near = ceil_div(common, at_once)
@@ -74,7 +78,7 @@ def launch_over_rows(grad: Tensor, x: Tensor | None, offsets: Tensor, out: Tenso
     _over_rows[(programs * groups,)](
         grad, x, scaled, offsets, sums, grad.stride(0), 0 if x is None else x.stride(0), rows, grad.shape[0], positions,
         ceil_div(rows, groups), groups, near, scaled[0].shape[1] if scaled else 0, width, columns, blocks, at_once,
-        lines, many, ahead, _LENGTHS, maxnreg=_REGISTERS[0] + _REGISTERS[1] * grad.element_size())
+        lines, many, ahead, _LENGTHS, num_warps=warps, maxnreg=registers[0] + registers[1] * grad.element_size())
     if groups > 1:
         out.copy_(sums.sum(0))
 

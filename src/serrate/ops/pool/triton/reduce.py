@@ -16,7 +16,7 @@ _COMBINED = 8  # chunks that are combined at a time
 _WARPS = 2  # of a program: the more programs, the more of them read while others begin or end
 _TILE = 256 * _WARPS  # elements of a tile, 16 bytes a thread in half precision
 _AHEAD = 8  # tiles that are under way at a time
-_REGISTERS = 32, 24  # of a thread, and more a byte of an element: the compiler would have fewer tiles under way
+_REGISTERS = 64, 16  # of a thread, and more a byte of an element: the compiler would have fewer tiles under way
 
 
 def reduce(x: Tensor, offsets: Tensor, out: Tensor, how: str, kept: Tensor | None = None,
