@@ -61,7 +61,7 @@ def test_a_peer_that_fails_is_told_and_ours_is_not_passed_over():
 
 def test_ours_is_measured_beside_its_peers_or_alone(monkeypatch):
     monkeypatch.setattr(measure, "everything", lambda peer, is_ours, seconds: {f"{peer}_ms": float(is_ours)})
-    monkeypatch.setattr(measure, "replays", lambda peer: {f"graph_{peer}_ms": 2.0})
+    monkeypatch.setattr(measure, "replays", lambda peer, together: {f"graph_{peer}_ms": 2.0})
     ways = {"ours": lambda: "own", "eager": lambda: "other", "broken": lambda: {}["nothing"]}
     assert measure.beside(ways, "ours") == {"ours": {"own_ms": 1.0}, "eager": {"other_ms": 0.0}, "broken": {}}
     assert measure.beside(ways, "ours", alone=True) == {"ours": {"graph_own_ms": 2.0}}

@@ -105,12 +105,15 @@ def limits(given: int, result: int, gflop: float = 0.0, dtype: torch.dtype = tor
 # --- how fast, in how much memory? ---
 
 
-def milliseconds(run: Callable[[], Any], device: str = "cuda", seconds: float = 1.0) -> float:
-    """Return the median time of a call: on a GPU with a cold cache, on a CPU of the calls that `seconds` allow."""
+def milliseconds(run: Callable[[], Any], device: str = "cuda", seconds: float = 1.0,
+                 together: int = 80) -> float:
+    """Return the median time of a call: on a GPU with a cold cache, of calls that take `together` ms, on a CPU of those
+    that `seconds` allow.
+    """
     if device == "cuda":
         from triton.testing import do_bench  # pyright: ignore[reportMissingImports]
 
-        return float(do_bench(run, warmup=20, rep=80, return_mode="median"))  # pyright: ignore[reportArgumentType]
+        return float(do_bench(run, warmup=20, rep=together, return_mode="median"))  # pyright: ignore[reportArgumentType]
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or (time.perf_counter() < end and len(times) < 20):
@@ -169,7 +172,7 @@ def _peak(peer: Peer, both: Callable[[], None]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def replays(peer: Peer) -> Figures:
+def replays(peer: Peer, together: int = 80) -> Figures:
     """Return the times of replayed CUDA graphs, which leave out what the host takes."""
     run, leaves = peer
     grad = torch.randn_like(run())
@@ -178,8 +181,8 @@ def replays(peer: Peer) -> Figures:
         run()
     with torch.cuda.graph(graphs[1]):
         torch.autograd.grad(run(), leaves, grad)
-    return {"graph_forward_ms": milliseconds(graphs[0].replay),
-            "graph_forward_backward_ms": milliseconds(graphs[1].replay)}
+    return {f"graph_{name}_ms": milliseconds(graph.replay, together=together)
+            for name, graph in zip(("forward", "forward_backward"), graphs, strict=True)}
 
 
 def _host_microseconds(run: Callable[[], Any], calls: int = 100, rounds: int = 9) -> float:
@@ -233,7 +236,7 @@ def beside(ways: Mapping[str, Callable[[], Peer]], own: str, alone: bool = False
     A peer that fails is told and left out. Ours raises what it raises.
     """
     if alone:
-        return {own: taken(own, lambda: replays(ways[own]()), True)}
+        return {own: taken(own, lambda: replays(ways[own](), 20), True)}
     torch.compiler.reset()
     return {name: taken(name, partial(_everything_of, make, name == own), name == own) for name, make in ways.items()}
 
