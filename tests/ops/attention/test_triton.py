@@ -92,6 +92,28 @@ def test_packed_tiles_loaded_by_the_copy_engine_give_the_same(heads, width, scal
 BIASED = Case("biased", (30, 0, 7, 70), activation="silu", normaliser="length", reach=20, buckets=50, apart=True)
 
 
+@pytest.mark.parametrize("case", [BIASED, replace(BIASED, lengths=MANY_SHORT.lengths, apart=False)],
+                         ids=["tiles", "packed tiles"])
+def test_calls_with_tables_are_made_again_and_give_the_same_bits(case, monkeypatch):
+    from serrate.ops import launch
+
+    again, make = [], launch.Tape.again
+    monkeypatch.setattr("serrate.ops.attention.api._known", {})
+    monkeypatch.setattr(launch.Tape, "again", lambda *given: again.append(make(*given)) or again[-1])
+    *tensors, offsets = case.tensors(torch.float16, "cuda")
+    leaves = [x.requires_grad_() for x in (*tensors, *case.tables("cuda"))]
+    *_, position, time = leaves
+    bias, results = case.bias((position, time)), []
+    for _ in range(6):
+        out = attention(*leaves[:3], offsets, mask=Mask(), implementation="triton", bias=bias,
+                        weights=Weights(case.activation, case.normaliser))
+        results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)])
+    assert len(again) > 2
+    assert None not in again
+    for one, other in zip(results[0], results[-1], strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("case", [MANY_SHORT, FEW_LONG, Case("", ()), Case("", (0, 0)), BIASED,
                                   replace(BIASED, name="softmax", activation="softmax", normaliser=None),
                                   replace(BIASED, name="silu", reach=0, buckets=0)], ids=lambda case: case.name)

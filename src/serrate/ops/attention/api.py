@@ -399,5 +399,5 @@ def _table(name: str, table: Tensor, q: Tensor) -> Tensor:
         raise InvalidArgument(name, f"shape (N,) or ({heads}, N) with N >= 1", tuple(table.shape))
     if not table.dtype.is_floating_point or table.device != q.device:
         raise InvalidArgument(name, f"a floating-point tensor on {q.device}", f"{table.dtype} on {table.device}")
-    table = table[None] if table.dim() == 1 else table
+    table = table.unsqueeze(0) if table.dim() == 1 else table
     return table.to(torch.promote_types(q.dtype, torch.float32)).contiguous()

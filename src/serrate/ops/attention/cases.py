@@ -217,5 +217,10 @@ _BIASED += [replace(_NAMED[name], name=f"{name}_both_softmax", reach=20, buckets
             for name in ("one_long_among_short", "cross", "two_heads_share", "everything", "everything_target")]
 _BIASED += [replace(_NAMED[name], name=f"{name}_both_relu_squared", activation="relu_squared", normaliser="length",
                     reach=20, buckets=50) for name in ("width_20", "everything")]
+_BIASED += [Case(f"short_rows_both_{heads}_{activation}", (9, 0, 30, 1, 17, 2, 20), heads=heads, mask=mask, reach=12,
+                 buckets=72, activation=activation, normaliser=normaliser)
+            for heads, mask, activation, normaliser in (
+                (1, Mask(), "silu", 20.0), (4, CAUSAL, "silu", "length"), (4, Mask(), "softmax", None),
+                (6, CAUSAL, "gelu", 8.0), (3, Mask(), "relu_squared", "length"), (4, CAUSAL, "identity", 50.0))]
 _BIASED += [replace(_NAMED["mixed"], name="both_dropout", reach=20, buckets=50, dropout=0.3)]
 CASES += _POINTWISE + _BIASED

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...direct import on_device_of, unit_stride
 from ...launch import recalled
-from . import backward, few, forward, short
+from . import backward, few, forward, short, short_biased
 from .plan import Plan, Tiles, describable
 from .problem import Problem
 from .sums import Tables
@@ -69,7 +69,9 @@ def _launch_backward(grads: tuple[Tensor, Tensor | None], saved: Sequence[Tensor
     with on_device_of(q):
         tables = Tables(*arguments) if of_tables else None
         sums = None if tables is None else tables.sums
-        if plan.tiling.short:
+        if plan.tiling.short and problem.biased:
+            short_biased.launch(*arguments, plan, results, gradients, sums)
+        elif plan.tiling.short:
             short.launch_backward(*arguments, plan, results, gradients)
         elif plan.tiling.few:
             few.launch(*arguments, plan.tiling.few, results, gradients)

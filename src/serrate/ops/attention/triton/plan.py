@@ -16,7 +16,7 @@ from ...launch import launched
 from ...sizes import power_of_two
 from ..weights import ACTIVATIONS
 from .problem import FULL, GENERAL, Problem
-from .relative import of_bias
+from .relative import of_bias, since
 from .tile import strides
 from .weigh import share_of
 
@@ -28,7 +28,10 @@ FEW_ROWS = 128  # among which a tile finds its own in less time than a kernel ta
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of one kernel: events of its tile, of the blocks it works through, warps, stages, TMA loads, registers."""
+    """Sizes of one kernel: events of its tile, of the blocks it works through, warps, stages, TMA loads, registers.
+
+    heads: of a program of packed tiles at most, one unless they share what they look up.
+    """
 
     tile: int
     block: int
@@ -36,6 +39,7 @@ class Sizes:
     stages: int
     tma: bool = False
     registers: int | None = None
+    heads: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,16 @@ class Tiling:
     """The kernels' sizes for one call.
 
     heads_first: the heads of one tile run side by side; else all tiles of one head do, which keeps long rows in cache.
-    short: of the kernels for short rows, forward and backward, in place of the others; few: of the one backward pass
-    for few dense queries a row, in place of `queries` and `keys`; hopper: whether forward is that of `hopper`, and
-    whether backward is too.
+    short: whether these are sizes of the kernels for short rows, of which the backward one without bias takes those of
+    `queries`; few: of the one backward pass for few dense queries a row, in place of `queries` and `keys`; hopper:
+    whether forward is that of `hopper`, and whether backward is too.
     """
 
     heads_first: bool
     forward: Sizes
     queries: Sizes
     keys: Sizes
-    short: tuple[Sizes, Sizes] | None = None
+    short: bool = False
     few: Sizes | None = None
     hopper: tuple[bool, bool] = (False, False)
 
@@ -74,14 +78,14 @@ def tiling(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tiling:
     few = problem.dense and q.shape[1] <= 64 and width <= 128 and rows * heads >= 256  # enough to fill a device
     if few and softmax and not problem.biased:
         return _of_few_queries(min(64, block_width(q.shape[1])), own_heads, tma)
-    if problem.plain and own_heads and width <= 64 <= q.shape[0] < 48 * rows:
-        return _of_short_rows(width, events >= WORTH_DESCRIBING)
+    if problem.plain_but_biased and own_heads and width <= 64 <= q.shape[0] < 48 * rows:
+        return _of_short_rows(width, events >= WORTH_DESCRIBING, problem.biased)
     if tma and problem.plain and problem.activation <= SILU and on_hopper(q, k, v):
         return _on_hopper(width, heads_first, own_heads)
     tiling = _of_any(width, heads_first, tma, problem.kind, problem.plain and softmax)
     if not problem.biased:
         return tiling
-    tiling = _biased(tiling, width, tma, problem.plain_but_biased and problem.pointwise and events < 48 * rows)
+    tiling = _biased(tiling, width, tma)
     if tma and problem.plain_but_biased and problem.activation <= SILU and on_hopper(q, k, v):
         return replace(tiling, hopper=(True, own_heads and width == 64 and problem.pointwise))
     return tiling
@@ -104,11 +108,16 @@ def _of_few_queries(tile: int, own_heads: bool, tma: bool) -> Tiling:
 
 
 @lru_cache
-def _of_short_rows(width: int, tma: bool) -> Tiling:
+def _of_short_rows(width: int, tma: bool, biased: bool) -> Tiling:
     """Return the sizes for packed tiles."""
-    forward = Sizes(32, 16, 2, 4 if tma else 3, tma, 144 if width <= 32 else 168)
+    if biased:
+        narrow = width <= 32
+        forward = Sizes(16, 16, 1, 3, tma, 168, 4 if narrow else 2)
+        backward = Sizes(32, 16, 2, 3, registers=168, heads=2 if narrow else 1)
+        return Tiling(True, forward, backward, backward, short=True)
+    forward = Sizes(32, 16, 2, 4 if tma else 3, tma, 144 if width <= 32 else 168, 2)
     backward = Sizes(64, 32, 4, 2, registers=128 if width <= 32 else None)
-    return Tiling(True, forward, backward, backward, (forward, backward))
+    return Tiling(True, forward, backward, backward, short=True)
 
 
 @lru_cache
@@ -131,11 +140,8 @@ def _of_any(width: int, heads_first: bool, tma: bool, kind: int, plain: bool) ->
 
 
 @lru_cache
-def _biased(tiling: Tiling, width: int, tma: bool, short: bool) -> Tiling:
+def _biased(tiling: Tiling, width: int, tma: bool) -> Tiling:
     """Return the sizes where scores get a bias: small blocks of keys leave room for more programs, which wait less."""
-    if short and width <= 64:
-        size = Sizes(32, 32, 2, 3)  # of more warps two would hold the same pairs, and add them to the tables twice
-        return replace(tiling, forward=size, queries=size, keys=size)
     if width <= 64:
         queries, keys = Sizes(64, 64, 4, 2, tma), Sizes(64, 32, 4, 3, tma, 168)
         return replace(tiling, forward=Sizes(64, 32, 4, 3, tma), queries=queries, keys=keys)
@@ -172,7 +178,8 @@ def _has_gluon(device: torch.device) -> bool:
 class Plan:
     """How the rows of one call are cut: the sizes, and on the device, made when first asked for, the tiles.
 
-    queries, keys: int32 `(6, count)` or `(3, count)`, see `_plan_tiles`; events: int32 `(2, T)`, see `_plan_events`.
+    queries, keys: int32 `(6, count)` or `(3, count)`, see `_plan_tiles`; events: int32 `(2, T)` or, under a bias of
+    times, `(4, T)`, see `_plan_events`.
     tiles: what has been made of these, in this pass or in one before. searched: whether the kernels for all calls look
     for the row of a tile themselves, among few.
     """
@@ -213,11 +220,14 @@ class Plan:
         return self._cut(self._problem.self_attention, tile)
 
     def events(self) -> Tensor:
-        """Return where the row of every event begins and ends."""
+        """Return where the row of every event begins and ends, and its times."""
         if (True, 0) not in self.tiles:
             offsets, events, rows = self._problem.keys, self._events[0], self._problem.keys.shape[0] - 1
-            self.tiles[True, 0] = offsets.new_empty((2, events), dtype=torch.int32)
-            _plan_events[(-(-rows // 16),)](offsets, self.tiles[True, 0], rows, events, 16, 16, num_warps=4)
+            times = self._problem.query_times, self._problem.key_times
+            count = 2 if times[1] is None else 4
+            self.tiles[True, 0] = offsets.new_empty((count, events), dtype=torch.int32)
+            own, step = (16, 16) if count == 2 else (4, 64)  # times are waited for at every step
+            _plan_events[(-(-rows // own),)](offsets, *times, self.tiles[True, 0], rows, events, own, step, num_warps=4)
         return self.tiles[True, 0]
 
     def _cut(self, of_queries: bool, tile: int) -> Tensor:
@@ -283,13 +293,21 @@ def _plan_tiles(own, other, plan, count, events, others, dense, TILE: tl.constex
 
 @launched
 @triton.jit(do_not_specialize=["rows", "T"])
-def _plan_events(offsets, plan, rows, T, ROWS: tl.constexpr, STEP: tl.constexpr):
-    """For every event of `ROWS` rows, where its row starts and ends: `plan` (2, T)."""
+def _plan_events(offsets, query_times, key_times, plan, rows, T, ROWS: tl.constexpr, STEP: tl.constexpr):
+    """For every event of `ROWS` rows, where its row starts and ends: `plan` (2, T).
+
+    Where there are times also, counted from the first key of its row, when it asks and when it happened: (4, T).
+    """
     b = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     start = tl.load(offsets + b, mask=b < rows, other=0).to(tl.int32)[:, None]
     end = tl.minimum(tl.load(offsets + b + 1, mask=b < rows, other=0), T).to(tl.int32)[:, None]
     nothing = tl.zeros([ROWS, STEP], tl.int32)
+    if key_times is not None:
+        origin = tl.load(key_times + start, mask=start < end, other=0)
     for n in range(0, tl.max(end - start), STEP):
         at = start + (n + tl.arange(0, STEP))[None, :]
+        if key_times is not None:
+            tl.store(plan + 2 * T + at, since(query_times, at, at < end, origin), mask=at < end)
+            tl.store(plan + 3 * T + at, since(key_times, at, at < end, origin), mask=at < end)
         tl.store(plan + at, nothing + start, mask=at < end)
         tl.store(plan + T + at, nothing + end, mask=at < end)

@@ -37,7 +37,8 @@ def admit(module: Any, function: int, name: str, *others: Any) -> None:
             driver.cuFuncSetAttribute(ctypes.c_void_p(function), _DYNAMIC_SHARED, _UNASKED)
 
 
-_WITH_BIAS = {"_forward", "_backward_q", "_backward_kv", "_forward_biased", "_queries_biased", "_keys_biased"}
+_WITH_BIAS = {"_forward", "_backward_packed", "_backward_q", "_backward_kv", "_forward_biased",
+              "_queries_biased", "_keys_biased"}
 _DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _UNASKED = 48 * 1024
 if not triton.knobs.runtime.interpret:
@@ -246,8 +247,8 @@ def open_block(bias, h, place, lowest, times, M: tl.constexpr, N: tl.constexpr, 
 
 @triton.jit
 def counted(entries, KIND: tl.constexpr):
-    """Entries of tables as scores count: those of a softmax in base 2."""
-    return entries if KIND[5] else entries * 1.4426950408889634
+    """Entries of tables as scores count: those of a softmax in base 2, by halves where `fast` is 3."""
+    return entries * (0.5 if KIND[8] == 3 else 1.0) if KIND[5] else entries * 1.4426950408889634
 
 
 @triton.jit
@@ -281,13 +282,16 @@ def biased(x, bias, h, place, within, distance, difference, KIND: tl.constexpr):
 
 @triton.jit
 def room_for_sums(h, WANTED: tl.constexpr, KIND: tl.constexpr):
-    """Where in shared memory there are 256 sums of distances in 4 columns, then 128 of buckets in 32: int32, all 0."""
+    """Where in shared memory there are 256 sums of distances in 4 columns, then 73 of buckets in 32: int32, all 0.
+
+    There are 72 buckets; nothing is added to the last of these sums. It is whole KiB, as all room of ours: what Triton
+    puts behind it is swizzled by its address, by the copy engine and matrix instructions of warp groups.
+    """
     place = h
     if WANTED and KIND[8]:
-        place = tl.inline_asm_elementwise("{ .shared .align 16 .b8 sums[20480]; mov.u32 $0, sums; }", "=r,r", [h],
+        place = tl.inline_asm_elementwise("{ .shared .align 16 .b8 sums[14336]; mov.u32 $0, sums; }", "=r,r", [h],
                                           dtype=tl.int32, is_pure=False, pack=1)
-        clear(place + 16 * tl.arange(0, 1024))
-        clear(place + 16384 + 16 * tl.arange(0, 256))
+        clear(place + 16 * tl.minimum(tl.arange(0, 1024), 839))
     return place
 
 
@@ -334,55 +338,110 @@ def add_to_tables(ds, tables, bias, side, lowest, within, at, distance, part, bl
     Those of times stay in shared memory for four blocks, from each of which a column gets 2^7 pairs, and 2^21 at most
     from a pair; what the last blocks leave is for `hand_on_times`.
     """
-    M: tl.constexpr = ds.shape[0]
-    N: tl.constexpr = ds.shape[1]
     sums = tables[0]
     SHARED: tl.constexpr = KIND[8] and not WIDE
-    ds *= tl.load(sums[1]) * part
+    whole = whole_part(ds * (tl.load(sums[1]) * part), SHARED)
+    own = meet(tables[1]) if SHARED else tables[1]  # all sums that were handed on are 0
+    add_pairs(whole, sums, own, bias, side[3], within, distance, at, SHARED, KIND)
+    if SHARED:
+        own = meet(own)
+        take_positions(sums, bias, side[3], own, lowest, 128 if ds.shape[0] + ds.shape[1] <= 128 else 256, KIND)
+        if blocks % 4 == 3:
+            take_times(sums, bias, side[3], own)
+
+
+@triton.jit
+def whole_part(ds, SHARED: tl.constexpr):
+    """Whole numbers, int32, of at most 22 bits, or for sums in global memory int64."""
+    # rounded at 1.5 · 2**23, a float32 ends in its whole part
+    return (ds + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000 if SHARED else tl.floor(ds + 0.5).to(tl.int64)
+
+
+@triton.jit
+def add_pairs(whole, sums, own, bias, h, within, distance, at, SHARED: tl.constexpr, KIND: tl.constexpr):
+    """Add whole numbers of pairs to the sums in shared memory at `own`, or to those in global memory."""
     copy = (tl.program_id(0) % sums[0]).to(tl.int64)
-    if SHARED:  # rounded at 1.5 · 2**23, a float32 ends in its whole part
-        whole = (ds + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
-        own = meet(tables[1])  # all sums that were handed on are 0
-    else:
-        whole = tl.floor(ds + 0.5).to(tl.int64)
     if sums[2] is not None:
-        target = sums[2] + copy * sums[3] + side[3] * bias[2]
         if SHARED and not KIND[3]:
             increase(own + 16 * within + (lane() & 3) * 4, whole)
         else:
-            tl.atomic_add(target + entry(bias, distance), whole.to(tl.int64), mask=ds != 0.0, sem="relaxed")
+            target = sums[2] + copy * sums[3] + h * bias[2]
+            tl.atomic_add(target + entry(bias, distance), whole.to(tl.int64), mask=whole != 0, sem="relaxed")
     if sums[4] is not None:
-        target = sums[4] + copy * sums[5] + side[3] * bias[5]
         if SHARED:
             increase(at * 128 + (own + lane() * 4 + 0x60001000), whole)  # 128 · 0x4B400000 is 0xA0000000 in 32 bits
         else:
             index = tl.minimum(at - 0x4B400000, bias[4]) if KIND[8] else at
-            tl.atomic_add(target + index, whole.to(tl.int64), mask=ds != 0.0, sem="relaxed")
-    if SHARED:
-        own = meet(own)
-        if sums[2] is not None and not KIND[3]:
-            n = tl.arange(0, 128 if M + N <= 128 else 256)
-            found = take_4(own + 16 * n)
-            target = sums[2] + copy * sums[3] + side[3] * bias[2]
-            tl.atomic_add(target + entry(bias, lowest + n), found, mask=found != 0, sem="relaxed")
-        if sums[4] is not None and blocks % 4 == 3:
-            take_times(sums, bias, side, copy, own)
+            target = sums[4] + copy * sums[5] + h * bias[5]
+            tl.atomic_add(target + index, whole.to(tl.int64), mask=whole != 0, sem="relaxed")
 
 
 @triton.jit
-def take_times(sums, bias, side, copy, place):
-    """Add the sums of buckets to those in global memory, and begin anew; each of 128 threads has its own bucket."""
-    b = tl.arange(0, 128)
-    found = tl.zeros([128], tl.int64)
-    for i in tl.static_range(8):  # each thread begins elsewhere: they would all meet in the same banks
-        found += take_4(place + 4096 + 128 * b + 16 * ((b + i) & 7))
-    target = sums[4] + copy * sums[5] + side[3] * bias[5]
-    tl.atomic_add(target + tl.minimum(b, bias[4]), found, mask=found != 0, sem="relaxed")
+def take_positions(sums, bias, h, own, lowest, SIZE: tl.constexpr, KIND: tl.constexpr):
+    """Add the sums of so many distances from `lowest` on to those in global memory, and begin anew."""
+    if sums[2] is not None and not KIND[3]:
+        n = tl.arange(0, SIZE)
+        found = take_4(own + 16 * n)
+        target = sums[2] + (tl.program_id(0) % sums[0]).to(tl.int64) * sums[3] + h * bias[2]
+        tl.atomic_add(target + entry(bias, lowest + n), found, mask=found != 0, sem="relaxed")
+
+
+@triton.jit
+def take_times(sums, bias, h, own):
+    """Add the sums of buckets to those in global memory, and begin anew; each of 72 threads has its own bucket."""
+    if sums[4] is not None:
+        b = tl.minimum(tl.arange(0, 128), 72)
+        found = tl.zeros([128], tl.int64)
+        for i in tl.static_range(8):  # each thread begins elsewhere: they would all meet in the same banks
+            found += take_4(own + 4096 + 128 * b + 16 * ((b + i) & 7))
+        target = sums[4] + (tl.program_id(0) % sums[0]).to(tl.int64) * sums[5] + h * bias[5]
+        tl.atomic_add(target + tl.minimum(b, bias[4]), found, mask=found != 0, sem="relaxed")
 
 
 @triton.jit
 def hand_on_times(tables, bias, side, WIDE: tl.constexpr, KIND: tl.constexpr):
     """Add what is left in shared memory after the last block of a tile to the sums in global memory."""
-    sums = tables[0]
-    if KIND[8] and not WIDE and sums[4] is not None:
-        take_times(sums, bias, side, (tl.program_id(0) % sums[0]).to(tl.int64), meet(tables[1]))
+    if KIND[8] and not WIDE:
+        take_times(tables[0], bias, side[3], meet(tables[1]))
+
+
+# --- packed tiles, which cross the borders of rows: events of one row are as far apart on the axis as in the row ---
+
+
+@triton.jit
+def open_chunk(bias, h, place, plan, T, first, n, OF_KEYS: tl.constexpr, M: tl.constexpr, KIND: tl.constexpr):
+    """Put into the room at `place` what pairs of a tile of M events at `first` and 128 from n on look up; return it.
+
+    plan: `Plan.events`; OF_KEYS: the tile is of keys and the other events are queries.
+    """
+    if KIND[8]:
+        times = n + tl.arange(0, 128)
+        if bias[3] is not None:
+            times = tl.load(plan + (2 if OF_KEYS else 3) * T + tl.minimum(times, T - 1))
+        lowest = n - first - (M - 1) if OF_KEYS else first - n - 127
+        place, _ = open_block(bias, h, place, lowest, times, M, 128, KIND)
+    return place
+
+
+@triton.jit
+def of_packed(x, bias, h, place, own, plan, T, first, chunk, n, OF_KEYS: tl.constexpr, KIND: tl.constexpr):
+    """Add the bias to what there is for pairs of a tile at `first` and a block at n, x (M, N).
+
+    place: of the chunk that the block is in, see `open_chunk`; own: times of the tile. Returns also what `add_packed`
+    takes: the places of pairs in the window of distances, the distances, the buckets of times as of `biased`.
+    """
+    i = tl.arange(0, x.shape[0])
+    j = tl.arange(0, x.shape[1])
+    times = j
+    if bias[3] is not None:
+        if KIND[8]:
+            times = of_shared(place + 1536 + 4 * (n - chunk + j)).to(tl.int32, bitcast=True)
+        else:
+            times = tl.load(plan + (2 if OF_KEYS else 3) * T + tl.minimum(n + j, T - 1))
+    distance = (n + j)[None, :] - (first + i)[:, None]
+    within = (n - chunk + j)[None, :] - i[:, None] + (x.shape[0] - 1)
+    if not OF_KEYS:
+        distance = -distance
+        within = (i + 127)[:, None] - (n - chunk + j)[None, :]
+    x, at = biased(x, bias, h, place, within, distance, own[:, None] - times[None, :], KIND)
+    return x, within, distance, at

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import launched
+from ...overlap import let_next_begin, overlaps, wait_for_previous
 from ...sizes import power_of_two
 from ..weights import ACTIVATIONS
 from .problem import LOG2_E, Problem
@@ -21,6 +22,7 @@ from .weigh import share_of
 
 COPIES = 64  # of each sum, so that few programs at a time add to the same one
 _BITS = 21  # of what a pair adds to a table in shared memory, in half precision
+_ENTRIES = 32  # of a table, whose sums one program brings together
 _PARTS = 1024  # programs, at most, that share a first look at all there is
 
 
@@ -39,32 +41,33 @@ class Tables:
         (grad, grad_lse), (q, k, v) = grads, inputs
         width, heads = v.shape[2], q.shape[-2]
         vectors = (v.shape[0] * v.shape[1], grad.numel() // width)
-        sizes = [table.numel() for table in problem.tables]
+        tables = (problem.position, problem.time)
         block = power_of_two(width)
         rows = 4096 // block
         count = min(_PARTS, -(-max(*vectors, rows) // rows))
-        self._sums = v.new_empty((COPIES * sum(sizes),), dtype=torch.int64).split([COPIES * size for size in sizes])
-        self._unit = v.new_empty((), dtype=torch.float32)
-        parts = v.new_empty((3, count), dtype=torch.float32)
-        _look[(count,)](v, grad, parts, self._sums[0], problem.queries, problem.keys, problem.targets, *vectors,
-                        COPIES * sum(sizes), problem.keys.shape[0] - 1, q.shape[1], v.stride(0), v.stride(1),
-                        v.shape[1], width, block, rows, problem.normaliser == 0, num_warps=4)
-        _find_unit[(1,)](parts, count, _growth(q, k, problem), None if grad_lse is None else grad_lse.abs().amax(),
-                         self._unit, (2 / (1 - problem.dropout), LOG2_E, share_of(problem), float(heads)),
-                         None if q.dtype == torch.float32 else _BITS, power_of_two(count), num_warps=4)
-        self.sums: tuple = (COPIES, self._unit)
-        given = iter(self._sums)
-        for table in (problem.position, problem.time):
-            self.sums += (None, 0) if table is None else (next(given), table.numel())
-        self._tables = problem.tables
+        self._sums = [None if table is None else v.new_empty((COPIES, table.numel()), dtype=torch.int64)
+                      for table in tables]
+        self._unit = v.new_empty((1 + 3 * count,), dtype=torch.float32)  # and behind it what it is found of
+        sizes = [0 if table is None else table.numel() for table in tables]
+        self._overlap = overlaps(v)
+        _look[(count,)](v, grad, self._unit, *self._sums, problem.queries, problem.keys, problem.targets, *vectors,
+                        *(COPIES * size for size in sizes), problem.keys.shape[0] - 1, q.shape[1], v.stride(0),
+                        v.stride(1), v.shape[1], width, block, rows, problem.normaliser == 0, self._overlap,
+                        num_warps=4)
+        _find_unit[(1,)](self._unit, count, _growth(q, k, problem), None if grad_lse is None else grad_lse.abs().amax(),
+                         (2 / (1 - problem.dropout), LOG2_E, share_of(problem), float(heads)),
+                         None if q.dtype == torch.float32 else _BITS, power_of_two(count), self._overlap, num_warps=4,
+                         launch_pdl=self._overlap)
+        self.sums: tuple = (COPIES, self._unit, self._sums[0], sizes[0], self._sums[1], sizes[1])
+        self._tables, self._sizes = tables, sizes
 
     def gradients(self) -> list[Tensor]:
-        """Return the gradient of each table, `(H, N)` or `(1, N)` float32."""
-        found = [torch.empty_like(table) for table in self._tables]
-        for sums, gradient in zip(self._sums, found, strict=True):
-            _divide[(-(-gradient.numel() // 32),)](sums, self._unit, gradient, gradient.numel(), COPIES, 32,
-                                                   num_warps=4)
-        return found
+        """Return the gradient of each table that there is, `(H, N)` or `(1, N)` float32."""
+        found = [None if table is None else torch.empty_like(table) for table in self._tables]
+        programs = [-(-size // _ENTRIES) for size in self._sizes]
+        _divide[(sum(programs),)](*self._sums, self._unit, *found, *self._sizes, programs[0], COPIES, _ENTRIES,
+                                  self._overlap, num_warps=4, launch_pdl=self._overlap)
+        return [each for each in found if each is not None]
 
 
 def _growth(q: Tensor, k: Tensor, problem: Problem) -> Tensor | None:
@@ -93,15 +96,19 @@ def _longest(source, first, count, step, stride_t, stride_h, H, D: tl.constexpr,
 
 
 @launched
-@triton.jit(do_not_specialize=["of_values", "of_grad", "size", "rows", "dense"])
-def _look(v, grad, parts, sums, queries, keys, targets, of_values, of_grad, size, rows, dense, stride_t, stride_h, G,
-          D: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, LENGTH: tl.constexpr):
-    """The longest value and gradient, squared, and how many pairs there are, each program of its part: (3, programs).
+@triton.jit(do_not_specialize=["of_values", "of_grad", "of_positions", "of_times", "rows", "dense"])
+def _look(v, grad, unit, positions, times, queries, keys, targets, of_values, of_grad, of_positions, of_times, rows,
+          dense, stride_t, stride_h, G, D: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, LENGTH: tl.constexpr,
+          OVERLAP: tl.constexpr):
+    """The longest value and gradient, squared, and how many pairs there are, each program of its part.
 
-    LENGTH: pairs are divided by the length of their row's history. The sums are set to 0.
+    They are stored behind the unit, (3, programs). LENGTH: pairs are divided by the length of their row's history. The
+    sums are set to 0.
     """
+    let_next_begin(OVERLAP)
     pid = tl.program_id(0)
     count = tl.num_programs(0)
+    parts = unit + 1
     tl.store(parts + pid, _longest(v, pid * N, of_values, count * N, stride_t, stride_h, G, D, BD, N))
     tl.store(parts + count + pid, _longest(grad, pid * N, of_grad, count * N, D, 0, 1, D, BD, N))
     pairs = tl.zeros([128], tl.float32)
@@ -120,19 +127,31 @@ def _look(v, grad, parts, sums, queries, keys, targets, of_values, of_grad, size
             k /= tl.maximum(history, 1.0)
         pairs += k * q
     tl.store(parts + 2 * count + pid, tl.sum(pairs))
-    for n in range(pid * 512, size, count * 512):
-        at = n + tl.arange(0, 512)
-        tl.store(sums + at, tl.zeros([512], tl.int64), mask=at < size)
+    _clear(positions, of_positions, pid, count)
+    _clear(times, of_times, pid, count)
+
+
+@triton.jit
+def _clear(sums, size, pid, count):
+    """Set the sums of a table to 0, each program its part."""
+    if sums is not None:
+        for n in range(pid * 512, size, count * 512):
+            at = n + tl.arange(0, 512)
+            tl.store(sums + at, tl.zeros([512], tl.int64), mask=at < size)
 
 
 @launched
 @triton.jit(do_not_specialize=["count"])
-def _find_unit(parts, count, growth, grad_lse, unit, factors, BITS: tl.constexpr, N: tl.constexpr):
+def _find_unit(unit, count, growth, grad_lse, factors, BITS: tl.constexpr, N: tl.constexpr,
+               OVERLAP: tl.constexpr):
     """The unit: the largest power of two, up to 2^100, of which no sum has 2^62 and no pair gives more than 2^BITS.
 
     A softmax gives a score its weight times the difference of two gradients, and that of the log-sum-exp.
     """
+    wait_for_previous(OVERLAP)
+    let_next_begin(OVERLAP)
     i = tl.arange(0, N)
+    parts = unit + 1
     v = tl.max(tl.load(parts + i, mask=i < count, other=0.0))
     grad = tl.max(tl.load(parts + count + i, mask=i < count, other=0.0))
     pairs = tl.sum(tl.load(parts + 2 * count + i, mask=i < count, other=0.0))
@@ -151,10 +170,24 @@ def _find_unit(parts, count, growth, grad_lse, unit, factors, BITS: tl.constexpr
 
 
 @launched
-@triton.jit(do_not_specialize=["size"])
-def _divide(sums, unit, target, size, COPIES: tl.constexpr, N: tl.constexpr):
-    """The gradient of a table from the copies of its sums, (COPIES, size)."""
-    n = tl.program_id(0) * N + tl.arange(0, N)
-    copies = tl.arange(0, COPIES)[:, None].to(tl.int64) * size
-    total = tl.sum(tl.load(sums + copies + n[None, :], mask=(n < size)[None, :], other=0), 0)
-    tl.store(target + n, (total.to(tl.float64) / tl.load(unit).to(tl.float64)).to(tl.float32), mask=n < size)
+@triton.jit(do_not_specialize=["of_positions", "of_times", "first"])
+def _divide(positions, times, unit, to_positions, to_times, of_positions, of_times, first, COPIES: tl.constexpr,
+            N: tl.constexpr, OVERLAP: tl.constexpr):
+    """The gradients of the tables from the copies of their sums, (COPIES, size); the first programs are for positions.
+    """
+    wait_for_previous(OVERLAP)
+    pid = tl.program_id(0)
+    if pid < first:
+        _divide_one(positions, unit, to_positions, of_positions, pid, COPIES, N)
+    else:
+        _divide_one(times, unit, to_times, of_times, pid - first, COPIES, N)
+
+
+@triton.jit
+def _divide_one(sums, unit, target, size, pid, COPIES: tl.constexpr, N: tl.constexpr):
+    """The gradients of N entries of a table."""
+    if sums is not None:
+        n = pid * N + tl.arange(0, N)
+        copies = tl.arange(0, COPIES)[:, None].to(tl.int64) * size
+        total = tl.sum(tl.load(sums + copies + n[None, :], mask=(n < size)[None, :], other=0), 0)
+        tl.store(target + n, (total.to(tl.float64) / tl.load(unit).to(tl.float64)).to(tl.float32), mask=n < size)

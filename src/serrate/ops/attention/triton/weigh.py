@@ -16,7 +16,10 @@ from .tile import natural, reciprocal
 
 @triton.constexpr_function
 def fast(assembly, dtype):
-    """Which of the GPU's approximations serve values of a dtype: 0 none, 1 those for half precision, 2 tanh too."""
+    """Which of the GPU's approximations serve values of a dtype: 0 none, 1 those for half precision, 2 tanh too.
+
+    3: as 2, and scores come halved.
+    """
     return 0 if dtype == tl.float32 else assembly if dtype == tl.bfloat16 else min(assembly, 1)
 
 
@@ -26,8 +29,8 @@ def activated(x, ACT: tl.constexpr, FAST: tl.constexpr):
 
     silu(x) = x / (1 + exp(-x)) = x / 2 · (1 + tanh(x / 2)), and tanh is one instruction in place of two.
     """
-    if ACT == 1 and FAST == 2:
-        half = 0.5 * x
+    if ACT == 1 and FAST >= 2:
+        half = x if FAST == 3 else 0.5 * x
         t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1)
         p = half * t + half
         slope = ((1.0 - t * t) * half + t) * 0.5 + 0.5
@@ -66,17 +69,18 @@ def share(normaliser, history, LENGTH: tl.constexpr):
 # --- what kernels take of a problem ---
 
 
-def kind(problem: Problem, group: int, searched: bool, device: torch.device) -> tuple:
+def kind(problem: Problem, group: int, searched: bool, device: torch.device, halves: bool = False) -> tuple:
     """Return what kernels are compiled for: mask, shape of rows, heads that share keys, weights, whether biased.
 
-    Last which `_assembly` a device may use, and whether tiles search for their rows.
+    Last which `assembly` a device may use, 3 where kernels take scores by `halves`, and whether tiles search for their
+    rows.
     """
     return (problem.kind, problem.self_attention, problem.dense, problem.per_row, group, problem.activation,
-            problem.normaliser == 0, problem.biased, _assembly(device), searched)
+            problem.normaliser == 0, problem.biased, 3 if halves else assembly(device), searched)
 
 
 @lru_cache
-def _assembly(device: torch.device) -> int:
+def assembly(device: torch.device) -> int:
     """Return 0 under the interpreter, which knows no assembly, 2 where tanh is near enough (README.md), otherwise 1."""
     if triton.knobs.runtime.interpret:
         return 0
