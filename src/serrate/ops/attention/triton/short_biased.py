@@ -14,7 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import launched
-from ...overlap import let_next_begin, overlaps, wait_for_previous
 from .plan import Plan
 from .problem import Problem
 from .relative import (
@@ -48,14 +47,14 @@ def launch(grads: tuple[Tensor, Tensor | None], inputs: Sequence[Tensor], proble
     out, logsumexp = results
     delta = logsumexp if problem.pointwise else torch.empty_like(logsumexp)
     events, heads = inputs[0].shape[:2]
-    sizes, overlap = plan.tiling.queries, overlaps(grad)
+    sizes = plan.tiling.queries
     own = together(heads, problem, sizes)
     programs = -(-events // sizes.tile) * (heads // own)
     for side in (_BOTH,) if problem.pointwise else (_QUERIES, _KEYS):  # keys of a softmax need delta
         _backward_packed[(2 * programs if side == _BOTH else programs,)](
             *inputs, out, grad, grad_lse, logsumexp, delta, plan.events(), tuple(gradients),
-            *numbers(inputs, problem, sizes), of_bias(problem), sums, own, (side, sums is not None, overlap),
-            num_warps=sizes.warps, num_stages=sizes.stages, maxnreg=sizes.registers, launch_pdl=overlap)
+            *numbers(inputs, problem, sizes), of_bias(problem), sums, own, side, sums is not None,
+            num_warps=sizes.warps, num_stages=sizes.stages, maxnreg=sizes.registers)
 
 
 @triton.jit
@@ -97,18 +96,16 @@ def _numbers_at(source, index, KIND: tl.constexpr):
 def _backward_packed(q_source, k_source, v_source, out, grad, grad_lse, lse_source, delta, plan, targets, T, factors,
                      H: tl.constexpr, strides, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
                      BM: tl.constexpr, BN: tl.constexpr, KIND: tl.constexpr, bias, sums, P: tl.constexpr,
-                     HOW: tl.constexpr):
+                     SIDE: tl.constexpr, OF_TABLES: tl.constexpr):
     """The gradients of BM packed queries, or keys and values, of P heads.
 
-    targets: of queries, keys and values. HOW: which side: 0, of queries, 1, of keys, 2, both in turns, as what is
-    loaded for the one is still near for the other; whether gradients of tables are wanted; whether kernels overlap.
+    targets: of queries, keys and values. SIDE: 0, of queries, 1, of keys, 2, both in turns, as what is loaded for the
+    one is still near for the other.
     """
-    wait_for_previous(HOW[2])
-    let_next_begin(HOW[2])
-    tile = tl.program_id(0) // 2 if HOW[0] == 2 else tl.program_id(0)
-    if HOW[0] == 0 or (HOW[0] == 2 and tl.program_id(0) % 2 == 0):
+    tile = tl.program_id(0) // 2 if SIDE == 2 else tl.program_id(0)
+    if SIDE == 0 or (SIDE == 2 and tl.program_id(0) % 2 == 0):
         _of_queries(tile, q_source, k_source, v_source, out, grad, grad_lse, lse_source, delta, plan, targets[0], T,
-                    factors, H, strides, D, DV, BD, BDV, BM, BN, KIND, bias, sums, P, HOW[1])
+                    factors, H, strides, D, DV, BD, BDV, BM, BN, KIND, bias, sums, P, OF_TABLES)
     else:
         _of_keys(tile, q_source, k_source, v_source, grad, lse_source, delta, plan, targets[1], targets[2], T,
                  factors, H, strides, D, DV, BD, BDV, BM, BN, KIND, bias, P)

@@ -14,7 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import launched
-from ...overlap import let_next_begin, overlaps, wait_for_previous
 from ...sizes import power_of_two
 from ..weights import ACTIVATIONS
 from .problem import LOG2_E, Problem
@@ -49,15 +48,12 @@ class Tables:
                       for table in tables]
         self._unit = v.new_empty((1 + 3 * count,), dtype=torch.float32)  # and behind it what it is found of
         sizes = [0 if table is None else table.numel() for table in tables]
-        self._overlap = overlaps(v)
         _look[(count,)](v, grad, self._unit, *self._sums, problem.queries, problem.keys, problem.targets, *vectors,
                         *(COPIES * size for size in sizes), problem.keys.shape[0] - 1, q.shape[1], v.stride(0),
-                        v.stride(1), v.shape[1], width, block, rows, problem.normaliser == 0, self._overlap,
-                        num_warps=4)
+                        v.stride(1), v.shape[1], width, block, rows, problem.normaliser == 0, num_warps=4)
         _find_unit[(1,)](self._unit, count, _growth(q, k, problem), None if grad_lse is None else grad_lse.abs().amax(),
                          (2 / (1 - problem.dropout), LOG2_E, share_of(problem), float(heads)),
-                         None if q.dtype == torch.float32 else _BITS, power_of_two(count), self._overlap, num_warps=4,
-                         launch_pdl=self._overlap)
+                         None if q.dtype == torch.float32 else _BITS, power_of_two(count), num_warps=4)
         self.sums: tuple = (COPIES, self._unit, self._sums[0], sizes[0], self._sums[1], sizes[1])
         self._tables, self._sizes = tables, sizes
 
@@ -66,7 +62,7 @@ class Tables:
         found = [None if table is None else torch.empty_like(table) for table in self._tables]
         programs = [-(-size // _ENTRIES) for size in self._sizes]
         _divide[(sum(programs),)](*self._sums, self._unit, *found, *self._sizes, programs[0], COPIES, _ENTRIES,
-                                  self._overlap, num_warps=4, launch_pdl=self._overlap)
+                                  num_warps=4)
         return [each for each in found if each is not None]
 
 
@@ -98,14 +94,12 @@ def _longest(source, first, count, step, stride_t, stride_h, H, D: tl.constexpr,
 @launched
 @triton.jit(do_not_specialize=["of_values", "of_grad", "of_positions", "of_times", "rows", "dense"])
 def _look(v, grad, unit, positions, times, queries, keys, targets, of_values, of_grad, of_positions, of_times, rows,
-          dense, stride_t, stride_h, G, D: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, LENGTH: tl.constexpr,
-          OVERLAP: tl.constexpr):
+          dense, stride_t, stride_h, G, D: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, LENGTH: tl.constexpr):
     """The longest value and gradient, squared, and how many pairs there are, each program of its part.
 
     They are stored behind the unit, (3, programs). LENGTH: pairs are divided by the length of their row's history. The
     sums are set to 0.
     """
-    let_next_begin(OVERLAP)
     pid = tl.program_id(0)
     count = tl.num_programs(0)
     parts = unit + 1
@@ -142,14 +136,11 @@ def _clear(sums, size, pid, count):
 
 @launched
 @triton.jit(do_not_specialize=["count"])
-def _find_unit(unit, count, growth, grad_lse, factors, BITS: tl.constexpr, N: tl.constexpr,
-               OVERLAP: tl.constexpr):
+def _find_unit(unit, count, growth, grad_lse, factors, BITS: tl.constexpr, N: tl.constexpr):
     """The unit: the largest power of two, up to 2^100, of which no sum has 2^62 and no pair gives more than 2^BITS.
 
     A softmax gives a score its weight times the difference of two gradients, and that of the log-sum-exp.
     """
-    wait_for_previous(OVERLAP)
-    let_next_begin(OVERLAP)
     i = tl.arange(0, N)
     parts = unit + 1
     v = tl.max(tl.load(parts + i, mask=i < count, other=0.0))
@@ -172,10 +163,9 @@ def _find_unit(unit, count, growth, grad_lse, factors, BITS: tl.constexpr, N: tl
 @launched
 @triton.jit(do_not_specialize=["of_positions", "of_times", "first"])
 def _divide(positions, times, unit, to_positions, to_times, of_positions, of_times, first, COPIES: tl.constexpr,
-            N: tl.constexpr, OVERLAP: tl.constexpr):
+            N: tl.constexpr):
     """The gradients of the tables from the copies of their sums, (COPIES, size); the first programs are for positions.
     """
-    wait_for_previous(OVERLAP)
     pid = tl.program_id(0)
     if pid < first:
         _divide_one(positions, unit, to_positions, of_positions, pid, COPIES, N)
