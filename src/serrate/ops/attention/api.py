@@ -172,8 +172,10 @@ def attention(  # pyright: ignore[reportInconsistentOverload] - the options are 
             raise InvalidArgument("return_lse", f"False with {weights.activation} weights, which have none", True)
         known = _Known(None, factor, _memory(told))
     rows = _rows(q, k, offsets, kv_offsets, longest)
-    settings = Settings(_on_device(mask, rows.keys), known.factor, _seeded(weights, q), _prepared(bias, q, k, rows),
-                        return_lse, known.memory)
+    if bias is not None and known.compute is None:
+        _check_bias(bias, q, k, rows)
+    settings = Settings(_on_device(mask, rows.keys), known.factor, _seeded(weights, q), _prepared(bias, q), return_lse,
+                        known.memory)
     compute = known.compute
     if compute is None:
         call = Call(q.device, q.dtype, q.shape[-1], v.shape[2], mask, rows.keys is not rows.queries,
@@ -245,8 +247,8 @@ def _told(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, kv_offsets: Tensor |
           bias: Bias | None, scale: float | None, return_lse: bool, implementation: str | None) -> tuple | None:
     """Return what tells a call from others, the contents of its tensors and their addresses apart.
 
-    Counts, seed and bias are looked at in every call: of those it is told what kernels need to know. None where nothing
-    is remembered: under tracers and modes, which look on at every call.
+    Counts and seed are looked at in every call: of those it is told what kernels need to know. None where nothing is
+    remembered: under tracers and modes, which look on at every call.
     """
     if watched(q, k, v, offsets, kv_offsets):
         return None
@@ -254,12 +256,12 @@ def _told(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, kv_offsets: Tensor |
         return None
     beside = None
     if bias is not None or mask.per_row or weights.dropout:
-        counts, tables = (mask.context, mask.targets), () if bias is None else (bias.position, bias.time)
-        given = [x for x in (*counts, *tables, weights.seed) if isinstance(x, Tensor)]
-        if watched(*given, *(() if bias is None else (bias.query_times, bias.key_times))):
+        counts = mask.context, mask.targets
+        of_bias = () if bias is None else (bias.position, bias.time, bias.query_times, bias.key_times)
+        if watched(*of_bias, *[x for x in (*counts, weights.seed) if isinstance(x, Tensor)]):
             return None
         beside = (weights.dropout, *[type(x) if x is None or isinstance(x, int) else x.dtype for x in counts],
-                  *[None if x is None else x.shape for x in tables])
+                  *[None if x is None else (x.shape, x.dtype, x.device) for x in of_bias])
     return (q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, q.device,
             k.device, v.device, offsets.shape, offsets.dtype, offsets.device,
             kv_offsets is not None and (kv_offsets.shape, kv_offsets.dtype, kv_offsets.device, kv_offsets is offsets),
@@ -369,17 +371,15 @@ def _seeded(weights: Weights, q: Tensor) -> Weights:
     return replace(weights, seed=seed_tensor("weights.seed", weights.seed, q.device))
 
 
-def _prepared(bias: Bias | None, q: Tensor, k: Tensor, rows: Rows) -> Bias | None:
-    """Return the bias with what it needs only, as `Settings` has it; None where it adds nothing."""
-    if bias is None or (bias.position is None and bias.time is None):
-        return None
-    position, time = (None if table is None else _table(name, table, q)
-                      for name, table in (("bias.position", bias.position), ("bias.time", bias.time)))
-    if position is not None and position.shape[1] % 2 == 0:
+def _check_bias(bias: Bias, q: Tensor, k: Tensor, rows: Rows) -> None:
+    for name, table in (("bias.position", bias.position), ("bias.time", bias.time)):
+        if table is not None:
+            _check_table(name, table, q)
+    if bias.position is not None and bias.position.shape[-1] % 2 == 0:
         raise InvalidArgument("bias.position", "an odd number of entries: as many distances before as after",
-                              position.shape[1])
-    if time is None:
-        return Bias(position)
+                              bias.position.shape[-1])
+    if bias.time is None:
+        return
     if bias.key_times is None:
         raise InvalidArgument("bias.key_times", "times of the keys with a table of times", None)
     if bias.query_times is None and rows.queries is not rows.keys:
@@ -389,15 +389,38 @@ def _prepared(bias: Bias | None, q: Tensor, k: Tensor, rows: Rows) -> Bias | Non
         if times.shape != shape or times.dtype not in (torch.int32, torch.int64) or times.device != q.device:
             raise InvalidArgument(f"bias.{name}", f"shape {tuple(shape)}, dtype int32 or int64, on {q.device}",
                                   f"{tuple(times.shape)} {times.dtype} on {times.device}")
-    return Bias(position, time, *(times.long().flatten().contiguous() for times in (asked, bias.key_times)))
 
 
-def _table(name: str, table: Tensor, q: Tensor) -> Tensor:
-    """Return a table of bias as `(H, N)` or `(1, N)` in the dtype of scores."""
+def _check_table(name: str, table: Tensor, q: Tensor) -> None:
     heads = q.shape[-2]
     if table.dim() not in (1, 2) or table.shape[-1] < 1 or (table.dim() == 2 and table.shape[0] not in (1, heads)):
         raise InvalidArgument(name, f"shape (N,) or ({heads}, N) with N >= 1", tuple(table.shape))
     if not table.dtype.is_floating_point or table.device != q.device:
         raise InvalidArgument(name, f"a floating-point tensor on {q.device}", f"{table.dtype} on {table.device}")
+
+
+def _prepared(bias: Bias | None, q: Tensor) -> Bias | None:
+    """Return the bias with what it needs only, as `Settings` has it; None where it adds nothing."""
+    if bias is None or (bias.position is None and bias.time is None):
+        return None
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    position = None if bias.position is None else _table(bias.position, dtype)
+    if bias.time is None or bias.key_times is None:
+        return Bias(position)
+    happened = _times(bias.key_times)
+    return Bias(position, _table(bias.time, dtype), happened if bias.query_times is None else _times(bias.query_times),
+                happened)
+
+
+def _table(table: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a table of bias as `(H, N)` or `(1, N)` in the dtype of scores; what it is already takes no time."""
     table = table.unsqueeze(0) if table.dim() == 1 else table
-    return table.to(torch.promote_types(q.dtype, torch.float32)).contiguous()
+    table = table if table.dtype == dtype else table.to(dtype)
+    return table if table.is_contiguous() else table.contiguous()
+
+
+def _times(times: Tensor) -> Tensor:
+    """Return times as `(T,)` int64, contiguous."""
+    if times.dtype == torch.int64 and times.dim() == 1 and times.is_contiguous():
+        return times
+    return times.long().flatten().contiguous()
