@@ -427,7 +427,7 @@ def open_chunk(bias, h, place, plan, T, first, n, OF_KEYS: tl.constexpr, M: tl.c
 def of_packed(x, bias, h, place, own, plan, T, first, chunk, n, OF_KEYS: tl.constexpr, KIND: tl.constexpr):
     """Add the bias to what there is for pairs of a tile at `first` and a block at n, x (M, N).
 
-    place: of the chunk that the block is in, see `open_chunk`; own: times of the tile. Returns also what `add_packed`
+    place: of the chunk that the block is in, see `open_chunk`; own: times of the tile. Returns also what `add_pairs`
     takes: the places of pairs in the window of distances, the distances, the buckets of times as of `biased`.
     """
     i = tl.arange(0, x.shape[0])

@@ -77,7 +77,7 @@ def _block(source, first, h, stride_t, stride_h, T, D: tl.constexpr, BD: tl.cons
 
 
 @triton.jit
-def _asked_of(plan, bias, row, at, T, inside):
+def _times_of(plan, bias, row, at, T, inside):
     """The times of events, of queries in row 2 of the plan and of keys in row 3; any number without a table of them."""
     times = at
     if bias[3] is not None:
@@ -120,9 +120,10 @@ def _of_queries(tile, q_source, k_source, v_source, out, grad, grad_lse, lse_sou
 
     Of a softmax on the way delta (H, T), the sum of out · grad of each, for `_of_keys`.
 
-    What pairs add stays in shared memory for a chunk of 128 keys, from which a column of buckets gets 2^9 pairs of BM
-    times P = 128 events and heads, and 2^21 at most from a pair.
+    What pairs add stays in shared memory for a chunk of 128 keys: each of 32 columns of buckets then gets 2^9 numbers
+    of 22 bits at most.
     """
+    tl.static_assert(BM * P <= 128)
     SHARED: tl.constexpr = KIND[8] > 0
     FAST: tl.constexpr = fast(KIND[8], grad.dtype.element_ty)
     first, part, begin, end = find_packed(tile, plan, T, H // P, BM)
@@ -131,7 +132,7 @@ def _of_queries(tile, q_source, k_source, v_source, out, grad, grad_lse, lse_sou
     inside = rows < T
     low = tl.load(plan + rows, mask=inside, other=0)
     high = tl.load(plan + T + rows, mask=inside, other=0)
-    asked = _asked_of(plan, bias, 2, rows, T, inside)
+    asked = _times_of(plan, bias, 2, rows, T, inside)
     share = share_of_rows(factors, low, high, KIND[6])
     if KIND[0] == 1:
         high = tl.minimum(high, rows + 1)
@@ -203,7 +204,7 @@ def _of_keys(tile, q_source, k_source, v_source, grad, lse_source, delta_source,
     inside = rows < T
     low = tl.load(plan + rows, mask=inside, other=0)
     high = tl.load(plan + T + rows, mask=inside, other=0)
-    happened = _asked_of(plan, bias, 3, rows, T, inside)
+    happened = _times_of(plan, bias, 3, rows, T, inside)
     share = share_of_rows(factors, low, high, KIND[6])
     if KIND[0] == 1:
         low = tl.maximum(low, rows)
