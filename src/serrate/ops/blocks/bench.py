@@ -3,8 +3,8 @@
 A part is an operation over the batches in `cases.py`, beside all peers; `usual` has all of them on one batch. `long` is
 what is measured without a name: all operations on the batches of long rows in bfloat16, beside padded torch alone, in
 about a minute. `--all` measures every part. Each is checked first, against the float64 oracle on the first and last
-rows; without a right answer no speed is told. The limit is every tensor moved once a pass, at the rate of a copy of as many
-bytes, or the products that are needed. Rows of figures go to `blocks-<device>.json` under `$OUT`, or `benchmarks`
+rows; without a right answer no speed is told. The limit is every tensor moved once a pass, at the rate of a copy of as
+many bytes, or the products that are needed. Rows of figures go to `blocks-<device>.json` under `$OUT`, or `benchmarks`
 without it, as soon as a batch is measured.
 
 `python -m serrate.ops.blocks.bench --table benchmarks/blocks-h200.json` fills the table of README.md.
