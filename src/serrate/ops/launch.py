@@ -10,7 +10,7 @@ makes them again, without the Python that led to them.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -99,6 +99,12 @@ class Launched:
             self._begun.clear()
         self._begun[key] = (launcher.launch, compiled.function, launcher.launch_cooperative_grid, launcher.launch_pdl,
                             None, None, compiled.packed_metadata)
+
+
+@lru_cache
+def has_gluon(device: torch.device) -> bool:
+    """Whether a device is a Hopper, and Triton's Gluon the one that our kernels for these are written in."""
+    return torch.cuda.get_device_capability(device) == (9, 0) and triton.__version__.startswith("3.6.")
 
 
 def launched(kernel: Any) -> Launched:

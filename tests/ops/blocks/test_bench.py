@@ -107,9 +107,15 @@ def test_rows_become_a_table(monkeypatch, tmp_path):
     assert "| multiply, small | 68 | " in page.read_text()
 
 
+def test_peers_may_be_chosen(monkeypatch):
+    monkeypatch.setattr(bench.measure, "tell", lambda text: None)
+    rows = bench.compare("softmax", SMALL, "cpu", "cpu", beside=("padded",))
+    assert {row["implementation"] for row in rows} == {"batch", "cpu", "padded"}
+
+
 def test_a_program_that_cannot_measure_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="no part wide; there are usual, products"):
+    with pytest.raises(SystemExit, match="no part wide; there are usual, long, products"):
         bench.main(["wide"])
     with pytest.raises(SystemExit, match="needs a CUDA device"):
         bench.main([])

@@ -50,6 +50,26 @@ def test_products_of_every_width(width, dtype):
             assert_within_budget(actual, exact, rough, gradient=i > 0, name=kind)
 
 
+LONG = ((500, 1003, 7, 0, 64, 1500, 259), (512, 1001, 3, 300, 1498), (63, 1200, 1204, 1202, 1201, 40, 254), (4096,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [72, 96, 128])
+@pytest.mark.parametrize("more", [0, 3000])
+@pytest.mark.parametrize("lengths", LONG, ids=str)
+def test_products_of_wide_events_in_long_rows(lengths, more, width, dtype):
+    from serrate.ops.blocks.triton import products
+    from serrate.ops.launch import has_gluon
+
+    case = Case("", lengths, width=width, more=more)
+    x, y = (torch.cat([each, each], 1)[:, :width] for each in case.tensors("xy", dtype, "cuda"))  # lines with a gap
+    assert products._on_hopper(x[:, None], y[:, None], case.offsets()) == has_gluon(x.device)
+    found, exact, rough = (OPERATIONS["products"].run(case, [x.to(of), y.to(of)], name) for of, name in (
+        (dtype, "triton"), (torch.float64, "reference"), (dtype, "reference")))
+    assert_within_budget(found, exact, rough)
+    assert torch.equal(found, OPERATIONS["products"].run(case, [x, y], "triton"))
+
+
 @pytest.mark.parametrize("side", [1, 33, 128, 200])
 def test_a_square_counts_as_0_past_its_side(side):
     case = Case("", (259, 8, 131), heads=2)
@@ -117,8 +137,9 @@ def test_more_rows_than_a_grid_is_wide():
     assert torch.equal(squares, torch.cat([torch.zeros(1).long(), lengths.square().cumsum(0)]))
 
 
-def test_pairs_past_the_range_of_int32():
-    case = Case("", (33_000, 33_000, 5), width=16)
+@pytest.mark.parametrize("width", [16, 128])
+def test_pairs_past_the_range_of_int32(width):
+    case = Case("", (33_000, 33_000, 5), width=width)
     x, = case.tensors("x", torch.bfloat16, "cuda")
     offsets = case.offsets("cuda")
     assert case.pairs > 2**31

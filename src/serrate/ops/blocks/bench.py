@@ -1,9 +1,10 @@
 """Square blocks beside padded torch: `python -m serrate.ops.blocks.bench [part ...]`.
 
-A part is an operation over the batches in `cases.py`; `usual` has all of them on two, which is what is measured without
-a name, and `--all` measures every part. Each is checked first, against the float64 oracle on the first and last rows;
-without a right answer no speed is told. The limit is every tensor moved once a pass, at the rate of a copy of as many
-bytes, or the products that are needed. Rows of figures go to `blocks-<device>.json` under `$OUT`, or `benchmarks`
+A part is an operation over the batches in `cases.py`, beside all peers; `usual` has all of them on one batch. `long` is
+what is measured without a name: all operations on the batches of long rows in bfloat16, beside padded torch alone, in
+about a minute. `--all` measures every part. Each is checked first, against the float64 oracle on the first and last
+rows; without a right answer no speed is told. The limit is every tensor moved once a pass, at the rate of a copy of as
+many bytes, or the products that are needed. Rows of figures go to `blocks-<device>.json` under `$OUT`, or `benchmarks`
 without it, as soon as a batch is measured.
 
 `python -m serrate.ops.blocks.bench --table benchmarks/blocks-h200.json` fills the table of README.md.
@@ -166,8 +167,10 @@ def copy_time(nbytes: float) -> float:
     return measure.copy_milliseconds(nbytes)
 
 
-def compare(kind: str, case: Case, device: str = "cuda", implementation: str = OURS) -> Rows:
-    """Check ours, then measure it and its peers; return rows of figures. A peer that fails is told and left out.
+def compare(kind: str, case: Case, device: str = "cuda", implementation: str = OURS,
+            beside: Sequence[str] | None = None) -> Rows:
+    """Check ours, then measure it and its peers, or those of some names; return rows of figures. A peer that fails is
+    told and left out.
 
     Raises AssertionError where our answer is wrong, and whatever ours raises.
     """
@@ -180,7 +183,8 @@ def compare(kind: str, case: Case, device: str = "cuda", implementation: str = O
     if device == "cuda":
         found["limit"] = limit(kind, case, copy_time, measure.product_rate)
     torch.compiler.reset()
-    for peer, prepare in ({implementation: partial(ours, implementation=implementation)} | peers_of(kind)).items():
+    peers = {name: peer for name, peer in peers_of(kind).items() if beside is None or name in beside}
+    for peer, prepare in ({implementation: partial(ours, implementation=implementation)} | peers).items():
         own = peer == implementation
         found[peer] = measure.taken(
             peer, lambda make=prepare, own=own: measure.everything(make(kind, case, given), own, 2.0), own)
@@ -192,13 +196,20 @@ def compare(kind: str, case: Case, device: str = "cuda", implementation: str = O
 # --- from the command line ---
 
 
-PARTS = {"usual": [partial(compare, kind, case) for case in USUAL for kind in OPERATIONS]} | {
+def of_long_rows() -> list[Callable[[], Rows]]:
+    """Return what measures all operations on long rows in bfloat16, of every width where the operation has one."""
+    batches = [case for case in WORKLOADS if case.longest == 4096 and case.dtype == torch.bfloat16]
+    return [partial(compare, kind, case, beside=("padded",)) for case in batches for kind in OPERATIONS
+            if case.width == 64 or kind.startswith(("products", "matmul"))]
+
+
+PARTS = {"usual": [partial(compare, kind, case) for case in USUAL for kind in OPERATIONS], "long": of_long_rows()} | {
     kind: [partial(compare, kind, case) for case in WORKLOADS] for kind in OPERATIONS}
 
 
 def main(names: Sequence[str]) -> None:
-    """Measure the parts of these names, or the usual one, and write their rows as they come."""
-    measure.main("blocks", PARTS, names, usual=["usual"], readme=README)
+    """Measure the parts of these names, or long rows, and write their rows as they come."""
+    measure.main("blocks", PARTS, names, usual=["long"], readme=README)
 
 
 if __name__ == "__main__":

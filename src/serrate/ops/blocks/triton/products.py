@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...bmm.triton.tile import precision
-from ...launch import launched
+from ...launch import has_gluon, launched
 from ...sizes import ceil_div, power_of_two
 from .rows import (
     block_of,
@@ -65,8 +65,22 @@ def _sizes(x: Tensor, short: bool, sums: bool) -> Sizes:
     return Sizes(64, 128, columns, 4, 2) if columns == 128 else Sizes(64, 256, columns, 8, 3, 128)
 
 
+def _on_hopper(x: Tensor, y: Tensor, offsets: Tensor) -> bool:
+    """Whether `hopper` takes events x and y `(T, H, D)`: of half precision, one head, 72 to 128 wide, made of words; in
+    rows of more than 384 on average: a program has 256 keys.
+    """
+    wide = x.itemsize == 2 and x.shape[1] == 1 and 64 < x.shape[2] <= 128
+    return wide and x.is_cuda and x.shape[0] > 384 * (offsets.shape[0] - 1) and has_gluon(x.device) \
+        and all(each.data_ptr() % 16 == 0 and each.shape[2] % 8 == each.stride(0) % 8 == 0 for each in (x, y))
+
+
 def launch(x: Tensor, y: Tensor, offsets: Tensor, blocks: Tensor, out: Tensor) -> None:
     """Fill `out` `(P, H)`, contiguous, from x and y `(T, H, D)`. The last stride of these is 1."""
+    if _on_hopper(x, y, offsets):
+        from . import hopper
+
+        hopper.launch(x, y, offsets, blocks, out)
+        return
     (events, heads, width), rows, short = x.shape, offsets.shape[0] - 1, _short(x, offsets)
     sizes = _sizes(x, short, sums=False)
     each = 1 if short else 8
