@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ...launch import launched
+from ...launch import has_gluon, launched
 from ...sizes import power_of_two
 from ..weights import ACTIVATIONS
 from .problem import FULL, GENERAL, Problem
@@ -166,13 +166,7 @@ def describable(*tensors: Tensor) -> bool:
 
 def on_hopper(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the kernels in `hopper` take these, q `(T, H, D)`: both widths 33 to 64, or both 65 to 128."""
-    return block_width(q.shape[2]) == block_width(v.shape[2]) and describable(q, k, v) and _has_gluon(q.device)
-
-
-@lru_cache
-def _has_gluon(device: torch.device) -> bool:
-    """Whether the device is a Hopper and Triton's Gluon the one that `hopper` is written in."""
-    return torch.cuda.get_device_capability(device) == (9, 0) and triton.__version__.startswith("3.6.")
+    return block_width(q.shape[2]) == block_width(v.shape[2]) and describable(q, k, v) and has_gluon(q.device)
 
 
 class Plan:

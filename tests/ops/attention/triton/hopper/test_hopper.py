@@ -21,8 +21,9 @@ LONG = (1025, 0, 2200, 1024, 1)  # rows that are worth two warp groups at width 
 def for_small_cases_too(monkeypatch):
     """Choose these kernels for batches that are too small to be worth them; skip where there are none to choose."""
     from serrate.ops.attention.triton import plan
+    from serrate.ops.launch import has_gluon
 
-    if not plan._has_gluon(torch.device("cuda", torch.cuda.current_device())):
+    if not has_gluon(torch.device("cuda", torch.cuda.current_device())):
         pytest.skip("no Hopper, or another Triton than 3.6")
     monkeypatch.setattr(plan, "WORTH_DESCRIBING", 0)
     monkeypatch.setattr("serrate.ops.attention.api._known", {})  # of calls that others of these sizes were
