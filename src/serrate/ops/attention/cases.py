@@ -217,8 +217,9 @@ _BIASED += [replace(_NAMED[name], name=f"{name}_both_softmax", reach=20, buckets
             for name in ("one_long_among_short", "cross", "two_heads_share", "everything", "everything_target")]
 _BIASED += [replace(_NAMED[name], name=f"{name}_both_relu_squared", activation="relu_squared", normaliser="length",
                     reach=20, buckets=50) for name in ("width_20", "everything")]
-_BIASED += [Case(f"short_rows_both_{heads}_{activation}", (9, 0, 30, 1, 17, 2, 20), heads=heads, mask=mask, reach=12,
-                 buckets=72, activation=activation, normaliser=normaliser)
+_SHORT_ROWS = Case("short_rows_both", (9, 0, 30, 1, 17, 2, 20), reach=12, buckets=72)
+_BIASED += [replace(_SHORT_ROWS, name=f"short_rows_both_{heads}_{activation}", heads=heads, mask=mask,
+                    activation=activation, normaliser=normaliser)
             for heads, mask, activation, normaliser in (
                 (1, Mask(), "silu", 20.0), (4, CAUSAL, "silu", "length"), (4, Mask(), "softmax", None),
                 (6, CAUSAL, "gelu", 8.0), (3, Mask(), "relu_squared", "length"), (4, CAUSAL, "identity", 50.0))]
