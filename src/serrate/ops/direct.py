@@ -39,11 +39,12 @@ def no_triton(device: torch.device) -> str | None:
     return None if _HAS_TRITON else "needs the package triton"
 
 
-def no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why kernels of single and half precision cannot serve tensors of this device and dtype; None: they can."""
+def no_kernel(device: torch.device, *dtypes: torch.dtype) -> str | None:
+    """Return why kernels of single and half precision cannot serve a device and dtypes; None where they can."""
     if (reason := no_triton(device)) is not None:
         return reason
-    return None if dtype in _OF_KERNELS else f"needs float32, bfloat16 or float16, got {dtype}"
+    other = [dtype for dtype in dtypes if dtype not in _OF_KERNELS]
+    return f"needs float32, bfloat16 or float16, got {other[0]}" if other else None
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[object]:

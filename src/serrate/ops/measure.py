@@ -238,7 +238,11 @@ def beside(ways: Mapping[str, Callable[[], Peer]], own: str, alone: bool = False
     if alone:
         return {own: taken(own, lambda: replays(ways[own](), 20), True)}
     torch.compiler.reset()
-    return {name: taken(name, partial(_everything_of, make, name == own), name == own) for name, make in ways.items()}
+    found = {}
+    for name, make in ways.items():
+        found[name] = taken(name, partial(_everything_of, make, name == own), name == own)
+        torch.cuda.empty_cache()  # peers with padding fill the device
+    return found
 
 
 def _everything_of(make: Callable[[], Peer], is_ours: bool) -> Figures:

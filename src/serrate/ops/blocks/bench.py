@@ -13,7 +13,7 @@ without it, as soon as a batch is measured.
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -161,12 +161,6 @@ def limit(kind: str, case: Case, copied: Callable[[float], float],
     return {"limit_ms": times[0], "limit_forward_backward_ms": sum(times)}
 
 
-@lru_cache(maxsize=64)
-def copy_time(nbytes: float) -> float:
-    """Return the time of a copy that moves so many bytes."""
-    return measure.copy_milliseconds(nbytes)
-
-
 def compare(kind: str, case: Case, device: str = "cuda", implementation: str = OURS,
             beside: Sequence[str] | None = None) -> Rows:
     """Check ours, then measure it and its peers, or those of some names; return rows of figures. A peer that fails is
@@ -181,15 +175,10 @@ def compare(kind: str, case: Case, device: str = "cuda", implementation: str = O
     measure.tell(f"{name}: {case.pairs:,} pairs")
     found: dict[str, Figures] = {"batch": {"events": sum(case.lengths)}}
     if device == "cuda":
-        found["limit"] = limit(kind, case, copy_time, measure.product_rate)
-    torch.compiler.reset()
+        found["limit"] = limit(kind, case, measure.copy_milliseconds, measure.product_rate)
     peers = {name: peer for name, peer in peers_of(kind).items() if beside is None or name in beside}
-    for peer, prepare in ({implementation: partial(ours, implementation=implementation)} | peers).items():
-        own = peer == implementation
-        found[peer] = measure.taken(
-            peer, lambda make=prepare, own=own: measure.everything(make(kind, case, given), own, 2.0), own)
-        if device == "cuda":
-            torch.cuda.empty_cache()
+    ways = {implementation: partial(ours, implementation=implementation)} | peers
+    found |= measure.beside({way: partial(make, kind, case, given) for way, make in ways.items()}, implementation)
     return measure.rows_of("blocks", name, found, device)
 
 

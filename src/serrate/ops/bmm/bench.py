@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import measure
 from ..figures import OURS
-from ..measure import TOLERANCE, Figures, Peer, Rows, asking, everything, tell
+from ..measure import TOLERANCE, Figures, Peer, Rows, asking, tell
 from .api import jagged_dense_bmm, jagged_jagged_bmm
 from .cases import WORKLOADS, Case
 
@@ -134,15 +134,9 @@ def compare(case: Case, kind: Kind, device: str = "cuda", implementation: str = 
     found: dict[str, Figures] = {"batch": {"events": case.events}}
     if device == "cuda":
         found["limit"] = limit(inputs)
-    torch.compiler.reset()
     ways: dict[str, Callable[[Inputs], Peer]] = {implementation: partial(ours, implementation=implementation)} | PEERS
-    for way, prepare in ways.items():
-        found[way] = _taken(way, prepare, inputs, way == implementation)
+    found |= measure.beside({way: partial(make, inputs) for way, make in ways.items()}, implementation)
     return measure.rows_of("bmm", name, found, device)
-
-
-def _taken(name: str, prepare: Callable[[Inputs], Peer], inputs: Inputs, is_ours: bool) -> Figures:
-    return measure.taken(name, lambda: everything(prepare(inputs), is_ours, 2.0), is_ours)
 
 
 def main(names: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import measure
 from ..figures import OURS
-from ..measure import TOLERANCE, Figures, Peer, Rows, copy_milliseconds, everything, tell
+from ..measure import TOLERANCE, Figures, Peer, Rows, copy_milliseconds, tell
 from .api import lookup
 from .cases import WORKLOADS, Case
 
@@ -64,10 +64,8 @@ def compare(case: Case, device: str = "cuda", implementation: str = OURS) -> Row
     if device == "cuda":
         found["limit"] = limit(case, tensors)
     leaves = (tensors[0].requires_grad_(), *tensors[1:])
-    for name, own in ((implementation, implementation), ("eager", "reference")):
-        found[name] = measure.taken(
-            name, lambda own=own: everything(ours(case, leaves, own), own == implementation, 2.0),
-            name == implementation)
+    ways = {implementation: implementation, "eager": "reference"}
+    found |= measure.beside({name: partial(ours, case, leaves, own) for name, own in ways.items()}, implementation)
     return measure.rows_of("lookup", case.name, found, device)
 
 

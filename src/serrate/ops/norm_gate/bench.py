@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import measure
 from ..figures import OURS
-from ..measure import TOLERANCE, Figures, Peer, Rows, ceilings, everything, tell
+from ..measure import TOLERANCE, Figures, Peer, Rows, ceilings, tell
 from .api import norm_gate
 from .cases import WORKLOADS, Case
 
@@ -84,11 +84,8 @@ def compare(case: Case, copied: float, device: str = "cuda", implementation: str
     tell(f"{case.name}: {case.events:,} events, error {error:.1e}")
     found: dict[str, Figures] = {"batch": {"events": case.events}, "limit": limit(case, tensors, copied)}
     leaves = [x.requires_grad_() for x in tensors]
-    torch.compiler.reset()
-    for name, prepare in ({implementation: partial(ours, implementation=implementation)} | PEERS).items():
-        is_ours = name == implementation
-        found[name] = measure.taken(
-            name, lambda prepare=prepare, is_ours=is_ours: everything(prepare(case, leaves), is_ours, 2.0), is_ours)
+    ways = {implementation: partial(ours, implementation=implementation)} | PEERS
+    found |= measure.beside({name: partial(make, case, leaves) for name, make in ways.items()}, implementation)
     return measure.rows_of("norm_gate", case.name, found, device)
 
 

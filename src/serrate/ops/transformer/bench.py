@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import measure
 from ..figures import OURS
-from ..measure import TOLERANCE, Figures, Peer, Rows, everything, limits, tell
+from ..measure import TOLERANCE, Figures, Peer, Rows, limits, tell
 from .cases import WORKLOADS, Case
 
 README = Path(__file__).with_name("README.md")
@@ -76,11 +76,8 @@ def compare(case: Case, device: str = "cuda", implementation: str = OURS) -> Row
     if device == "cuda":
         found["limit"] = limit(case, tensors)
     leaves = [x.requires_grad_() for x in tensors]
-    torch.compiler.reset()
-    for name, prepare in ({implementation: partial(ours, implementation=implementation)} | PEERS).items():
-        is_ours = name == implementation
-        found[name] = measure.taken(
-            name, lambda prepare=prepare, is_ours=is_ours: everything(prepare(case, leaves), is_ours, 2.0), is_ours)
+    ways = {implementation: partial(ours, implementation=implementation)} | PEERS
+    found |= measure.beside({name: partial(make, case, leaves) for name, make in ways.items()}, implementation)
     return measure.rows_of("transformer", case.name, found, device)
 
 

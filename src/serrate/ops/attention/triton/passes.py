@@ -50,9 +50,8 @@ def compute_gradients(grads: tuple[Tensor | None, Tensor | None], saved: Sequenc
         return [torch.zeros_like(table) for table in problem.tables] if of_tables else []
     grad, grad_lse = grads
     grad = torch.zeros_like(out) if grad is None else grad.contiguous()
-    if problem.pointwise:  # whose log-sum-exp is empty; a traced graph has a gradient of it nevertheless
-        grad_lse = None
-    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    # pointwise weights have an empty log-sum-exp, of which a traced graph has a gradient nevertheless
+    grad_lse = None if problem.pointwise or grad_lse is None else grad_lse.contiguous()
     given = (*saved, *problem.tensors, *gradients, *tiles.values(), grad, *(() if grad_lse is None else (grad_lse,)))
     strides = q.stride(), k.stride(), v.stride()  # which hooks of autograd may have changed
     name = ("backward", grad_lse is None, of_tables, precision(q.dtype), strides, *tiles)

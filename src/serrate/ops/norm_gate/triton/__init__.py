@@ -15,9 +15,8 @@ WIDEST = 8192
 
 def unusable(call: Call) -> str | None:
     """Serve CUDA tensors in single and half precision, groups up to 8192 wide, where Triton is installed."""
-    for dtype in (call.dtype, call.result):
-        if (reason := no_kernel(call.device, dtype)) is not None:
-            return reason
+    if (reason := no_kernel(call.device, call.dtype, call.result)) is not None:
+        return reason
     return f"needs groups of at most {WIDEST}, got {call.width}" if call.width > WIDEST else None
 
 

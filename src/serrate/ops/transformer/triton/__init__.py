@@ -15,9 +15,8 @@ _HALF = (torch.bfloat16, torch.float16)
 
 def unusable(call: Call) -> str | None:
     """Serve products in half precision, on CUDA where Triton is installed, of narrow events."""
-    for dtype in (*call.dtypes, call.result):
-        if (reason := no_kernel(call.device, dtype)) is not None:
-            return reason
+    if (reason := no_kernel(call.device, *call.dtypes, call.result)) is not None:
+        return reason
     if len(call.widths) > 1 and call.result not in _HALF:
         return f"needs products in bfloat16 or float16, got {call.result}"
     if call.widths[0] > WIDEST or call.widths[-1] > WIDEST_RESULT:
