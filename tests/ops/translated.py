@@ -1,7 +1,7 @@
 """A plugin of pytest for machines without a GPU: kernels of Triton are translated for an H200 instead of launched.
 
-As far as Triton's own intermediate code, so that types, shapes and names of all that a kernel holds must fit, in every
-dtype; the interpreter of Triton, which runs kernels as Python, sees neither bfloat16 nor branches that are not taken.
+As far as Triton's own intermediate code, so that types, shapes and names of all that a kernel holds must fit; the
+interpreter of Triton, which runs kernels as Python, sees neither bfloat16 nor branches that are not taken.
 Results stay as `torch.empty` left them, so tests fail; what counts are the kernels that are told at the end.
 """
 
